@@ -1,0 +1,10 @@
+//! The agent: a one-way pipeline from the kernel's events to stored spans.
+//!
+//! `source` (kernel or recording) → `decode` → `stream` → `protocol` → `span` → `link` → `keep`, `batch` → store.
+//! Everything between source and store is pure: time is in the events, and the same events give the same spans.
+//! The one arrow back is the payload limit of a socket, which the engine asks the source for.
+
+pub mod engine;
+pub mod link;
+pub mod protocol;
+pub mod source;

@@ -1,0 +1,2 @@
+//! `dprof-agent`
+fn main() {}

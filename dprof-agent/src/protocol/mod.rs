@@ -1,0 +1,200 @@
+//! Protocols: bytes of a stream in, messages out. One file per protocol behind one pair of traits; adding one
+//! touches that file and [`ALL`].
+//!
+//! What a reader would get wrong: a parser never sees time, calls or sockets. It sees two byte streams with
+//! positions and holes, and names byte ranges. When a byte was sent or read is the stream's knowledge.
+
+use std::borrow::Cow;
+
+/// Direction of bytes as the socket's owner sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Sent by this end.
+    Out,
+    /// Received by this end.
+    In,
+}
+
+impl Direction {
+    /// The other one.
+    pub const fn reverse(self) -> Self {
+        match self {
+            Self::Out => Self::In,
+            Self::In => Self::Out,
+        }
+    }
+
+    /// 0 for `Out`, 1 for `In`: an index.
+    pub const fn idx(self) -> usize {
+        match self {
+            Self::Out => 0,
+            Self::In => 1,
+        }
+    }
+}
+
+/// What a message is to pairing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageKind {
+    /// Expects an answer.
+    Request,
+    /// Expects none (memcached `noreply`, RESP under `CLIENT REPLY OFF`).
+    OneWay,
+    /// Answers a request.
+    Response,
+    /// Comes unasked (RESP3 push, pub/sub message, HTTP 1xx): counted, not paired.
+    Push,
+}
+
+/// How a response finds its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Correlation {
+    /// Responses come in the order of requests.
+    Fifo,
+    /// By a number in the message, unique among those open on the connection.
+    Id(u64),
+}
+
+/// One message, named by its byte range.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// Direction of its bytes.
+    pub direction: Direction,
+    /// What it is.
+    pub kind: MessageKind,
+    /// Stream position of the first byte.
+    pub start: u64,
+    /// Position after the last byte.
+    pub end: u64,
+    /// How it is paired.
+    pub correlation: Correlation,
+    /// Request: operation of low cardinality (`GET`, `GET /cart`). Empty in a response.
+    pub operation: String,
+    /// Request: statement as it may be stored: keys kept, values `?`. Response: empty.
+    pub text: String,
+    /// Response: whether it reports a failure.
+    pub is_error: bool,
+    /// Response: the protocol's status word (`404`, `WRONGTYPE`). Empty if none.
+    pub status_code: String,
+    /// Further OpenTelemetry attributes.
+    pub attributes: Vec<(Cow<'static, str>, String)>,
+    /// Id carried in the message by the application's own tracing: 128-bit trace id and 64-bit parent span id.
+    pub explicit_id: Option<(u128, u64)>,
+    /// Hash of the whole content for relay links; `None` if bytes were not seen.
+    pub content_hash: Option<u64>,
+    /// A hole touches the range, or the boundary was found again after one.
+    pub incomplete: bool,
+}
+
+impl Message {
+    /// A message of this range with nothing else known.
+    pub const fn new(direction: Direction, kind: MessageKind, start: u64, end: u64) -> Self {
+        Self {
+            direction,
+            kind,
+            start,
+            end,
+            correlation: Correlation::Fifo,
+            operation: String::new(),
+            text: String::new(),
+            is_error: false,
+            status_code: String::new(),
+            attributes: Vec::new(),
+            explicit_id: None,
+            content_hash: None,
+            incomplete: false,
+        }
+    }
+}
+
+/// What a parser tells the stream, in stream order per direction.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Parsed {
+    /// A whole message.
+    Message(Message),
+    /// Bytes from here on belong to no message until the parser says otherwise: it lost the boundary (hole,
+    /// garbage). Requests open in this direction's order can no longer be paired with certainty.
+    Lost {
+        /// Direction that lost its boundary.
+        direction: Direction,
+        /// Where.
+        at: u64,
+    },
+    /// The connection speaks another protocol from here on (HTTP upgrade, StartTLS): detect again.
+    Switch {
+        /// First position of the new protocol, per direction index.
+        at: [u64; 2],
+    },
+    /// This is not the protocol that detection took it for; detect again without it.
+    Mistaken,
+}
+
+/// A parser of one connection: both directions, fed in the order of capture. Positions only grow. A parser
+/// bounds its own memory and never panics, whatever the bytes.
+pub trait Parser: Send {
+    /// The next bytes of `direction`; the first is at `pos`. `pos` continues where the last `feed` or `gap` of
+    /// this direction ended.
+    fn feed(&mut self, direction: Direction, pos: u64, bytes: &[u8], out: &mut Vec<Parsed>);
+
+    /// `len` bytes from `pos` on were not seen. Inside a body whose length is known this costs nothing: the
+    /// parser skips by arithmetic. Otherwise it says [`Parsed::Lost`] and finds the next safe boundary.
+    fn gap(&mut self, direction: Direction, pos: u64, len: u64, out: &mut Vec<Parsed>);
+
+    /// The direction ended (close): a message that ends with the connection is complete now.
+    fn end(&mut self, direction: Direction, pos: u64, out: &mut Vec<Parsed>);
+
+    /// Position of the first byte of `direction` that may still belong to an unfinished message: the stream
+    /// keeps times from here on. The position after the last byte fed when nothing is unfinished.
+    fn unfinished_from(&self, direction: Direction) -> u64;
+
+    /// How many bytes of a call in `direction` are worth capturing from now on.
+    fn payload_limit(&self, direction: Direction) -> u32;
+}
+
+/// How sure detection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// Cannot be this protocol.
+    No,
+    /// Not enough bytes to say.
+    NeedMore,
+    /// Could be: ports may break a tie.
+    Maybe,
+    /// Certainly, and this direction carries requests (`Out` or `In`).
+    Yes,
+}
+
+/// The first bytes of both directions of a connection, or after a loss of synchronisation.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// First contiguous bytes of each direction (index: [`Direction::idx`]); empty if none yet.
+    pub bytes: [&'a [u8]; 2],
+    /// Ports, local and peer: a tie-breaker only.
+    pub ports: [u16; 2],
+    /// Direction of the request, if the connection's role is known: `Out` for a client.
+    pub request_direction: Option<Direction>,
+}
+
+/// What detection found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Detected {
+    /// How sure.
+    pub verdict: Verdict,
+    /// Which direction carries requests, as the content shows it.
+    pub request_direction: Option<Direction>,
+}
+
+/// A protocol: detects itself and makes parsers.
+pub trait Protocol: Send + Sync {
+    /// Name as stored: `redis`, `http`.
+    fn name(&self) -> &'static str;
+
+    /// Judges the first bytes. Must not depend on how they were cut into calls.
+    fn detect(&self, head: &Head<'_>) -> Detected;
+
+    /// A parser that starts at these positions (per direction index), which are message boundaries.
+    fn parser(&self, request_direction: Direction, start: [u64; 2]) -> Box<dyn Parser>;
+}
+
+/// The protocols, in the order in which detection asks them.
+pub static ALL: &[&dyn Protocol] = &[];

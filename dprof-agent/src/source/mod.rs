@@ -1,0 +1,105 @@
+//! Where the event stream comes from: the kernel, or a recording of it. Nothing after a [`Source`] knows which.
+//!
+//! What a reader would get wrong: everything that the engine's result depends on travels in the stream, also
+//! what user space adds (process descriptions, clock readings, losses), so that a replay gives the same spans.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use dprof_common::drop_reason::DropReason;
+
+/// Some records, in the order of capture: each a little-endian `u32` length, then that many bytes starting with
+/// an [`EventHeader`](dprof_common::event::EventHeader).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Block(pub Bytes);
+
+/// Length prefix of a record, bytes.
+pub const LENGTH_BYTES: usize = 4;
+
+impl Block {
+    /// The records. A damaged length ends the block; `None` says so once.
+    pub fn records(&self) -> Records<'_> {
+        Records { rest: &self.0 }
+    }
+}
+
+/// Iterator over a block's records.
+#[derive(Clone, Debug)]
+pub struct Records<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Option<&'a [u8]>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let record = self.rest.split_first_chunk::<LENGTH_BYTES>().and_then(|(length, rest)| {
+            let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+            (length <= rest.len()).then(|| rest.split_at(length))
+        });
+        if let Some((record, rest)) = record {
+            self.rest = rest;
+            Some(Some(record))
+        } else {
+            self.rest = &[];
+            Some(None)
+        }
+    }
+}
+
+/// Collects records into a block.
+#[derive(Debug, Default)]
+pub struct BlockBuilder(BytesMut);
+
+impl BlockBuilder {
+    /// Adds a record made of `parts`, one after the other.
+    pub fn push(&mut self, parts: &[&[u8]]) {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        self.0.put_u32_le(length as u32);
+        parts.iter().for_each(|part| self.0.put_slice(part));
+    }
+
+    /// Bytes so far.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing was added since the last [`BlockBuilder::take`].
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The block so far; the builder starts anew.
+    pub fn take(&mut self) -> Block {
+        Block(self.0.split().freeze())
+    }
+}
+
+/// What a source did and lost so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SourceCounters {
+    /// Records delivered.
+    pub records: u64,
+    /// Bytes delivered.
+    pub bytes: u64,
+    /// Losses by cause, index [`DropReason`].
+    pub drops: [u64; DropReason::COUNT],
+}
+
+/// A stream of events. Dropping it detaches every program.
+pub trait Source: Send {
+    /// Back end in use, as `doctor` names it: `tp_btf`, or `replay`.
+    fn backend(&self) -> &'static str;
+
+    /// The next records. An empty block means: none within `wait`. `None`: the stream ended (a recording's end).
+    fn next_block(&mut self, wait: Duration) -> anyhow::Result<Option<Block>>;
+
+    /// Asks for at most `bytes` of payload per call of this socket from now on (soon, not at once).
+    fn set_payload_limit(&mut self, sock: u64, bytes: u32);
+
+    /// Counters so far.
+    fn counters(&mut self) -> SourceCounters;
+}

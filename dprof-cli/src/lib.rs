@@ -1,0 +1,1 @@
+//! dprof-cli: pure analysis and rendering behind a thin binary.

@@ -1,0 +1,2 @@
+//! `dprof-cli`
+fn main() {}

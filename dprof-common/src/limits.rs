@@ -1,0 +1,19 @@
+//! Limits that the kernel programs and the agent must agree on, each with the reason for its value.
+
+/// Payload bytes captured of one system call at most: one `readv` of a proxy returns up to 16,320 bytes.
+pub const PAYLOAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Up to this many payload bytes go straight into the ring record; more are gathered in per-CPU memory first.
+/// A pipelined batch of small Redis commands fits.
+pub const PAYLOAD_INLINE_BYTES: usize = 128;
+
+/// Entries of one `iovec` array that are walked at most: nutcracker writes 128 at once.
+pub const IOVEC_ENTRIES_MAX: usize = 128;
+
+/// Unread segments of one socket whose arrival times are kept apart; further ones merge into the last.
+/// A power of two: the kernel program masks the index.
+pub const ARRIVALS_MAX: usize = 16;
+
+/// Default size of the event ring, bytes; a power of two and a multiple of the page.
+/// At 200,000 events of 100 bytes it holds 200 ms.
+pub const RING_BYTES_DEFAULT: u32 = 4 * 1024 * 1024;

@@ -1,0 +1,95 @@
+//! What the agent tells the kernel programs when it loads them: read-only globals, frozen before the verifier
+//! runs, so that an offset is a constant to it and loads through typed kernel pointers are plain loads.
+
+/// Byte offsets of kernel struct members, read from the running kernel's BTF. Rust has no CO-RE: a load with
+/// an offset of another kernel reads garbage, so every member that a program touches is here.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+pub struct Offsets {
+    /// `sock_common.skc_daddr`
+    pub skc_daddr: u32,
+    /// `sock_common.skc_rcv_saddr`
+    pub skc_rcv_saddr: u32,
+    /// `sock_common.skc_dport` (network order)
+    pub skc_dport: u32,
+    /// `sock_common.skc_num` (host order)
+    pub skc_num: u32,
+    /// `sock_common.skc_family`
+    pub skc_family: u32,
+    /// `sock_common.skc_state`
+    pub skc_state: u32,
+    /// `sock_common.skc_net.net`
+    pub skc_net: u32,
+    /// `sock_common.skc_v6_daddr`
+    pub skc_v6_daddr: u32,
+    /// `sock_common.skc_v6_rcv_saddr`
+    pub skc_v6_rcv_saddr: u32,
+    /// `net.ns.inum`
+    pub net_inum: u32,
+    /// `sock.sk_err`
+    pub sk_err: u32,
+    /// `sock.sk_pacing_status`
+    pub sk_pacing_status: u32,
+    /// `tcp_sock.copied_seq`
+    pub copied_seq: u32,
+    /// `tcp_sock.write_seq`
+    pub write_seq: u32,
+    /// `tcp_sock.rcv_nxt`
+    pub rcv_nxt: u32,
+    /// `tcp_sock.snd_nxt`
+    pub snd_nxt: u32,
+    /// `tcp_sock.snd_una`
+    pub snd_una: u32,
+    /// `tcp_sock.bytes_received`
+    pub bytes_received: u32,
+    /// `tcp_sock.bytes_acked`
+    pub bytes_acked: u32,
+    /// `tcp_sock.tcp_wstamp_ns`
+    pub tcp_wstamp_ns: u32,
+    /// `tcp_sock.tcp_clock_cache`
+    pub tcp_clock_cache: u32,
+    /// `tcp_sock.srtt_us` (shifted left by 3, as the kernel keeps it)
+    pub srtt_us: u32,
+    /// `task_struct.flags`
+    pub task_flags: u32,
+    /// `pt_regs.orig_ax`
+    pub regs_nr: u32,
+    /// `pt_regs.si`
+    pub regs_arg2: u32,
+    /// `pt_regs.dx`
+    pub regs_arg3: u32,
+    /// `sk_buff.cb`, where TCP keeps `seq` (+0) and `end_seq` (+4)
+    pub skb_cb: u32,
+    /// `sock.sk_protocol`
+    pub sk_protocol: u32,
+}
+
+/// Bits of [`ProbeConfig::filters`]: which filter maps are asked.
+pub mod filter {
+    /// Only sockets whose local or peer port is in `FILTER_PORTS`.
+    pub const PORTS: u32 = 1 << 0;
+    /// Only threads whose process is in `FILTER_PIDS`.
+    pub const PIDS: u32 = 1 << 1;
+    /// Only threads whose cgroup is in `FILTER_CGROUPS`.
+    pub const CGROUPS: u32 = 1 << 2;
+    /// Only sockets whose network namespace is in `FILTER_NETNS`.
+    pub const NETNS: u32 = 1 << 3;
+}
+
+/// Everything that is fixed while the programs are loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+pub struct ProbeConfig {
+    /// Offsets of this kernel.
+    pub offsets: Offsets,
+    /// Process id of the agent: its own traffic is never captured.
+    pub own_tgid: u32,
+    /// Which filters are on: bits of [`filter`].
+    pub filters: u32,
+    /// Payload limit of a socket that the agent has not judged yet, bytes.
+    pub payload_limit_default: u32,
+    /// Non-zero: kernel-side debug messages through aya-log (never on the path of data when zero).
+    pub debug: u32,
+}

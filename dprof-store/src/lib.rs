@@ -1,0 +1,249 @@
+//! Where spans are kept: one pair of traits ([`Writer`], [`Reader`]), an embedded store ([`sqlite`]) and, later,
+//! Cassandra, behind a [`StoreUrl`].
+//!
+//! What a reader would get wrong: a row holds what *one agent run* flushed of an RPC. The same RPC may have
+//! another row from another host; readers merge them by span id ([`dprof_common::model::Span::merge`]), so every
+//! answer of a [`Reader`] is already merged.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use async_trait::async_trait;
+use dprof_common::model::{Rollup, RunId, Side, Span, SpanId, Status, TraceId};
+
+/// Which store, as given by `--store`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreUrl {
+    /// `sqlite:DIR`: the embedded store in a folder of this machine.
+    Sqlite(PathBuf),
+    /// `cassandra://host1,host2/keyspace`.
+    Cassandra {
+        /// Contact points.
+        hosts: Vec<String>,
+        /// Keyspace.
+        keyspace: String,
+    },
+}
+
+/// Default store of agent and command line.
+pub const DEFAULT_STORE: &str = "sqlite:/var/lib/dprof";
+
+impl FromStr for StoreUrl {
+    type Err = StoreError;
+
+    fn from_str(text: &str) -> Result<Self, StoreError> {
+        if let Some(dir) = text.strip_prefix("sqlite:").filter(|dir| !dir.is_empty()) {
+            return Ok(Self::Sqlite(PathBuf::from(dir)));
+        }
+        if let Some((hosts, keyspace)) =
+            text.strip_prefix("cassandra://").and_then(|rest| rest.split_once('/'))
+        {
+            let hosts: Vec<String> = hosts.split(',').filter(|h| !h.is_empty()).map(str::to_owned).collect();
+            if !hosts.is_empty() && !keyspace.is_empty() {
+                return Ok(Self::Cassandra { hosts, keyspace: keyspace.to_owned() });
+            }
+        }
+        Err(StoreError::BadUrl(text.to_owned()))
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(dir) => write!(f, "sqlite:{}", dir.display()),
+            Self::Cassandra { hosts, keyspace } => write!(f, "cassandra://{}/{keyspace}", hosts.join(",")),
+        }
+    }
+}
+
+/// What can go wrong with a store; each message names the thing and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Not a store URL.
+    #[error("'{0}' is not a store: use sqlite:DIR or cassandra://host1,host2/keyspace")]
+    BadUrl(String),
+    /// Nothing there to read.
+    #[error("no store at {0}: start dprof-agent with the same --store first")]
+    NotFound(String),
+    /// Not allowed.
+    #[error("no permission for {path}: {remedy}")]
+    Permission {
+        /// File or folder.
+        path: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// Written by a newer dprof.
+    #[error("{path} has schema {found}, this dprof knows up to {known}: update dprof")]
+    Newer {
+        /// File.
+        path: String,
+        /// Its version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// No room: the writer stops storing, counts, and tries again.
+    #[error("no space left for {0}: storing stops until there is room")]
+    Full(String),
+    /// This build or version cannot do it.
+    #[error("{0}")]
+    Unsupported(String),
+    /// Damaged data, named.
+    #[error("{path} is damaged: {cause}")]
+    Damaged {
+        /// File or row.
+        path: String,
+        /// What is wrong.
+        cause: String,
+    },
+    /// Anything else, with the store's own words.
+    #[error("{0}")]
+    Other(#[from] anyhow::Error),
+}
+
+/// An agent's run, written once when it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunInfo {
+    /// New at each start.
+    pub run_id: RunId,
+    /// Host name, or `--host`.
+    pub host: String,
+    /// Labels given to the agent.
+    pub labels: BTreeMap<String, String>,
+    /// Version of dprof.
+    pub version: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Capture back end, or `replay`.
+    pub backend: String,
+    /// Wall clock at start, nanoseconds since the epoch.
+    pub started_unix_ns: u64,
+}
+
+/// What an agent flushes at once. A writer stores all of it or none of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// Number of the batch in its run, from 1: writing one again changes nothing.
+    pub seq: u64,
+    /// Kept spans.
+    pub spans: Vec<Span>,
+    /// Rollups finished since the last batch. The same key may come again (late halves): readers add them up.
+    pub rollups: Vec<Rollup>,
+}
+
+/// Limits of an embedded store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Chunks whose newest span is older are deleted, seconds.
+    pub max_age_s: u64,
+    /// Oldest chunks are deleted while all runs of the store are larger than this, bytes.
+    pub max_bytes: u64,
+    /// A chunk takes spans for this long, seconds…
+    pub chunk_s: u64,
+    /// …or until it is this large, bytes.
+    pub chunk_bytes: u64,
+}
+
+impl Retention {
+    /// Seven days, 10 GiB, chunks of an hour or 256 MiB.
+    pub const DEFAULT: Self =
+        Self { max_age_s: 7 * 24 * 3600, max_bytes: 10 << 30, chunk_s: 3600, chunk_bytes: 256 << 20 };
+}
+
+/// The agent's end of a store. Single-threaded: one writer per run.
+#[async_trait]
+pub trait Writer: Send {
+    /// Stores `batch`, all or nothing. [`StoreError::Full`] means: drop or hold it, go on, try again later.
+    async fn write(&mut self, batch: &Batch) -> Result<(), StoreError>;
+
+    /// Housekeeping, called about once a second: seal, expire, checkpoint.
+    async fn maintain(&mut self, now_unix_ns: u64) -> Result<(), StoreError>;
+
+    /// Makes everything written durable and readable without a log to recover.
+    async fn close(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+/// Order of spans in an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Longest duration first.
+    Slowest,
+    /// Shortest first.
+    Fastest,
+    /// Latest start first.
+    Newest,
+}
+
+/// Which spans. Bounds are half open: `since <= start < until`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpanQuery {
+    /// Start of the window, nanoseconds since the epoch.
+    pub since_unix_ns: u64,
+    /// End of the window.
+    pub until_unix_ns: u64,
+    /// Service of [`Span::nearest`], exact.
+    pub service: Option<String>,
+    /// Operation, exact.
+    pub operation: Option<String>,
+    /// Only [`Span::kind`].
+    pub kind: Option<Side>,
+    /// Only with this status at either end.
+    pub status: Option<Status>,
+    /// At least this long, nanoseconds.
+    pub min_duration_ns: Option<u64>,
+    /// Only spans without a parent: the requests themselves.
+    pub roots_only: bool,
+    /// Order.
+    pub order: Order,
+    /// At most this many.
+    pub limit: usize,
+}
+
+/// A list with what is known of its completeness.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer<T> {
+    /// The rows.
+    pub rows: Vec<T>,
+    /// Why rows may be missing (damaged or vanished chunks, unreachable nodes); empty = complete.
+    pub warnings: Vec<String>,
+}
+
+/// Which rollups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RollupQuery {
+    /// Start of the window; the minute that holds it is included.
+    pub since_unix_ns: u64,
+    /// End of the window, exclusive.
+    pub until_unix_ns: u64,
+    /// Only this service.
+    pub service: Option<String>,
+    /// Only this operation.
+    pub operation: Option<String>,
+}
+
+/// The asker's end of a store. Reading never changes what is stored.
+#[async_trait]
+pub trait Reader: Send + Sync {
+    /// Spans that match, in the order asked for, at most `limit`.
+    async fn spans(&self, query: &SpanQuery) -> Result<Answer<Span>, StoreError>;
+
+    /// All spans of a trace, fragments stitched, in order of start; empty if unknown.
+    async fn trace(&self, trace_id: TraceId) -> Result<Answer<Span>, StoreError>;
+
+    /// Trace that holds this span; `None` if unknown.
+    async fn trace_of_span(&self, span_id: SpanId) -> Result<Option<TraceId>, StoreError>;
+
+    /// Up to `limit` trace ids that start with these hexadecimal digits (1 to 32, lower case). Leading zeros
+    /// count; ids shorter than 17 digits are also tried against the low 64 bits, since ids that dprof makes
+    /// have only zeros above.
+    async fn traces_with_prefix(&self, prefix: &str, limit: usize) -> Result<Vec<TraceId>, StoreError>;
+
+    /// Rollups of the window, one per key and minute and run (not added up).
+    async fn rollups(&self, query: &RollupQuery) -> Result<Answer<Rollup>, StoreError>;
+
+    /// Every run that the store knows, newest first.
+    async fn runs(&self) -> Result<Vec<RunInfo>, StoreError>;
+}

@@ -1,0 +1,1 @@
+//! dprof's integration tests, a module per tier.
