@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+pub mod detect;
+
 /// Direction of bytes as the socket's owner sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -69,20 +71,21 @@ pub struct Message {
     /// How it is paired.
     pub correlation: Correlation,
     /// Request: operation of low cardinality (`GET`, `GET /cart`). Empty in a response.
-    pub operation: String,
+    pub operation: Cow<'static, str>,
     /// Request: statement as it may be stored: keys kept, values `?`. Response: empty.
     pub text: String,
     /// Response: whether it reports a failure.
     pub is_error: bool,
     /// Response: the protocol's status word (`404`, `WRONGTYPE`). Empty if none.
-    pub status_code: String,
+    pub status_code: Cow<'static, str>,
     /// Further OpenTelemetry attributes.
     pub attributes: Vec<(Cow<'static, str>, String)>,
     /// Id carried in the message by the application's own tracing: 128-bit trace id and 64-bit parent span id.
     pub explicit_id: Option<(u128, u64)>,
     /// Hash of the whole content for relay links; `None` if bytes were not seen.
     pub content_hash: Option<u64>,
-    /// A hole touches the range, or the boundary was found again after one.
+    /// A hole hid what names the message (its operation). Holes in bodies that are skipped by arithmetic do not
+    /// count: range and operation are exact, only [`Message::content_hash`] is then `None`.
     pub incomplete: bool,
 }
 
@@ -95,10 +98,10 @@ impl Message {
             start,
             end,
             correlation: Correlation::Fifo,
-            operation: String::new(),
+            operation: Cow::Borrowed(""),
             text: String::new(),
             is_error: false,
-            status_code: String::new(),
+            status_code: Cow::Borrowed(""),
             attributes: Vec::new(),
             explicit_id: None,
             content_hash: None,
@@ -112,8 +115,9 @@ impl Message {
 pub enum Parsed {
     /// A whole message.
     Message(Message),
-    /// Bytes from here on belong to no message until the parser says otherwise: it lost the boundary (hole,
-    /// garbage). Requests open in this direction's order can no longer be paired with certainty.
+    /// Bytes from here on belong to no message until the next [`Parsed::Message`] of this direction: the parser
+    /// lost the boundary (hole, garbage) and seeks the next one by itself. Said once per loss. Requests open in
+    /// this direction's order can no longer be paired with certainty.
     Lost {
         /// Direction that lost its boundary.
         direction: Direction,
@@ -123,6 +127,12 @@ pub enum Parsed {
     /// The connection speaks another protocol from here on (HTTP upgrade, StartTLS): detect again.
     Switch {
         /// First position of the new protocol, per direction index.
+        at: [u64; 2],
+    },
+    /// No messages from here on, for as long as the connection lives (a replication stream): nothing needs to be
+    /// fed any more, and nothing that is fed gives anything.
+    Opaque {
+        /// First position without messages, per direction index.
         at: [u64; 2],
     },
     /// This is not the protocol that detection took it for; detect again without it.
@@ -173,6 +183,9 @@ pub struct Head<'a> {
     pub ports: [u16; 2],
     /// Direction of the request, if the connection's role is known: `Out` for a client.
     pub request_direction: Option<Direction>,
+    /// Whether the first bytes may lie in the middle of a message: the connection is older than what was seen
+    /// of it, or bytes before these are missing.
+    pub joined: bool,
 }
 
 /// What detection found.
@@ -189,12 +202,19 @@ pub trait Protocol: Send + Sync {
     /// Name as stored: `redis`, `http`.
     fn name(&self) -> &'static str;
 
-    /// Judges the first bytes. Must not depend on how they were cut into calls.
+    /// Ports that it usually listens on: they break a tie, nothing else.
+    fn ports(&self) -> &'static [u16];
+
+    /// Judges the first bytes. Must not depend on how they were cut into calls: a verdict other than
+    /// [`Verdict::NeedMore`] stays the same when more bytes follow.
     fn detect(&self, head: &Head<'_>) -> Detected;
 
-    /// A parser that starts at these positions (per direction index), which are message boundaries.
-    fn parser(&self, request_direction: Direction, start: [u64; 2]) -> Box<dyn Parser>;
+    /// A parser whose first bytes are at these positions (per direction index). They are message boundaries,
+    /// unless the connection was `joined` in the middle ([`Head::joined`]): then the parser first seeks one in
+    /// either direction, without saying [`Parsed::Lost`].
+    fn parser(&self, request_direction: Direction, start: [u64; 2], joined: bool) -> Box<dyn Parser>;
 }
 
-/// The protocols, in the order in which detection asks them.
+/// The protocols, in the order in which detection asks them. Their grammars exclude each other, so the order
+/// matters for speed only.
 pub static ALL: &[&dyn Protocol] = &[];
