@@ -88,6 +88,19 @@ pub enum StoreError {
     /// No room: the writer stops storing, counts, and tries again.
     #[error("no space left for {0}: storing stops until there is room")]
     Full(String),
+    /// Another agent watches the same network namespace and stores here.
+    #[error(
+        "network namespace {netns} is already watched by dprof-agent (pid {pid}), which stores in {path}: stop it, \
+         or watch other namespaces with --netns, or use another --store"
+    )]
+    Busy {
+        /// Folder of the store.
+        path: String,
+        /// Inode of the namespace.
+        netns: u32,
+        /// The other agent's process id; 0 if it could not be read.
+        pid: u32,
+    },
     /// This build or version cannot do it.
     #[error("{0}")]
     Unsupported(String),
@@ -246,4 +259,23 @@ pub trait Reader: Send + Sync {
 
     /// Every run that the store knows, newest first.
     async fn runs(&self) -> Result<Vec<RunInfo>, StoreError>;
+}
+
+/// Opens a store for writing by the agent of `run`, which watches the network namespaces `netns` (inodes).
+///
+/// Creates the store if there is none. Two agents may share a store, but not a network namespace:
+/// [`StoreError::Busy`]. [`Retention`] is for embedded stores; Cassandra's tables carry their own.
+pub async fn open_writer(
+    url: &StoreUrl,
+    run: &RunInfo,
+    retention: Retention,
+    netns: &[u32],
+) -> Result<Box<dyn Writer>, StoreError> {
+    let _ = (run, retention, netns);
+    Err(StoreError::Unsupported(format!("{url}: this version cannot write there")))
+}
+
+/// Opens a store for reading; [`StoreError::NotFound`] if there is none.
+pub async fn open_reader(url: &StoreUrl) -> Result<Box<dyn Reader>, StoreError> {
+    Err(StoreError::Unsupported(format!("{url}: this version cannot read there")))
 }
