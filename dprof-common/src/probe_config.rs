@@ -59,10 +59,47 @@ pub struct Offsets {
     pub regs_arg2: u32,
     /// `pt_regs.dx`
     pub regs_arg3: u32,
+    /// `pt_regs.ax`: `-ENOSYS` while a system call runs on x86-64
+    pub regs_result: u32,
     /// `sk_buff.cb`, where TCP keeps `seq` (+0) and `end_seq` (+4)
     pub skb_cb: u32,
     /// `sock.sk_protocol`
     pub sk_protocol: u32,
+}
+
+impl Offsets {
+    /// No offset known: what the programs are compiled with.
+    pub const ZERO: Self = Self {
+        skc_daddr: 0,
+        skc_rcv_saddr: 0,
+        skc_dport: 0,
+        skc_num: 0,
+        skc_family: 0,
+        skc_state: 0,
+        skc_net: 0,
+        skc_v6_daddr: 0,
+        skc_v6_rcv_saddr: 0,
+        net_inum: 0,
+        sk_err: 0,
+        sk_pacing_status: 0,
+        copied_seq: 0,
+        write_seq: 0,
+        rcv_nxt: 0,
+        snd_nxt: 0,
+        snd_una: 0,
+        bytes_received: 0,
+        bytes_acked: 0,
+        tcp_wstamp_ns: 0,
+        tcp_clock_cache: 0,
+        srtt_us: 0,
+        task_flags: 0,
+        regs_nr: 0,
+        regs_arg2: 0,
+        regs_arg3: 0,
+        regs_result: 0,
+        skb_cb: 0,
+        sk_protocol: 0,
+    };
 }
 
 /// Bits of [`ProbeConfig::filters`]: which filter maps are asked.

@@ -1,0 +1,161 @@
+//! Every map, and the configuration.
+
+use core::ffi::c_void;
+use core::ptr;
+
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage};
+use aya_ebpf::macros::btf_map;
+use dprof_common::drop_reason::DropReason;
+use dprof_common::event::RecvEvent;
+use dprof_common::limits::{ARRIVALS_MAX, PAYLOAD_BYTES_MAX, RING_BYTES_DEFAULT};
+use dprof_common::probe_config::ProbeConfig;
+
+/// Set by the agent before loading; frozen, so its values are constants to the verifier.
+#[unsafe(no_mangle)]
+static PROBE_CONFIG: ProbeConfig = ProbeConfig {
+    offsets: dprof_common::probe_config::Offsets::ZERO,
+    own_tgid: 0,
+    filters: 0,
+    payload_limit_default: 0,
+    debug: 0,
+};
+
+/// Reads one member of the configuration. Volatile, or the compiler would fold the initial zeros in.
+macro_rules! config {
+    ($($member:tt)+) => {
+        // SAFETY: a static of plain integers.
+        unsafe { core::ptr::read_volatile(&raw const (*$crate::maps::probe_config()).$($member)+) }
+    };
+}
+pub(crate) use config;
+
+#[inline(always)]
+pub(crate) const fn probe_config() -> *const ProbeConfig {
+    &raw const PROBE_CONFIG
+}
+
+/// The event ring.
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<u8, { RING_BYTES_DEFAULT as usize }> = RingBuf::new();
+
+/// Losses by [`DropReason`].
+#[btf_map]
+pub(crate) static DROPS: PerCpuArray<u64, { DropReason::COUNT }> = PerCpuArray::new();
+
+/// State of each socket; it dies with the socket, so nothing is inherited through a re-used descriptor or port.
+#[btf_map]
+pub(crate) static SOCKETS: SkStorage<SockState> = SkStorage::new();
+
+/// Where a record with payload is put together. At most 32 KiB, the kernel's limit for a per-CPU value.
+#[btf_map]
+pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// Payload limits that the agent wants, by socket cookie. Asked again only after [`LIMITS_GENERATION`] moved.
+#[btf_map]
+pub(crate) static LIMITS: LruHashMap<u64, u32, 65536> = LruHashMap::new();
+
+/// Counts the agent's changes to [`LIMITS`].
+#[btf_map]
+pub(crate) static LIMITS_GENERATION: Array<u32, 1> = Array::new();
+
+/// Ports, local or peer, host order, under filter `PORTS`.
+#[btf_map]
+pub(crate) static FILTER_PORTS: HashMap<u16, u8, 1024> = HashMap::new();
+
+/// Processes under filter `PIDS`.
+#[btf_map]
+pub(crate) static FILTER_PIDS: HashMap<u32, u8, 4096> = HashMap::new();
+
+/// Cgroup ids under filter `CGROUPS`; a thread below one of them passes.
+#[btf_map]
+pub(crate) static FILTER_CGROUPS: HashMap<u64, u8, 1024> = HashMap::new();
+
+/// Network namespaces under filter `NETNS`.
+#[btf_map]
+pub(crate) static FILTER_NETNS: HashMap<u32, u8, 1024> = HashMap::new();
+
+/// Where a thread is in the vector of its `sendmmsg` or `recvmmsg`.
+#[btf_map]
+pub(crate) static VECTORS: LruHashMap<u32, VectorProgress, 1024> = LruHashMap::new();
+
+/// Bits of [`SockState::flags`].
+pub(crate) mod state {
+    /// Positions were read; the socket is judged by the filters.
+    pub(crate) const READY: u32 = 1 << 0;
+    /// The filters do not want it.
+    pub(crate) const IGNORED: u32 = 1 << 1;
+    /// Its `Open` record is out.
+    pub(crate) const ANNOUNCED: u32 = 1 << 2;
+    /// It connected.
+    pub(crate) const ACTIVE: u32 = 1 << 3;
+    /// It was accepted.
+    pub(crate) const PASSIVE: u32 = 1 << 4;
+}
+
+/// One unread segment.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Segment {
+    pub(crate) time_ns: u64,
+    pub(crate) end_seq: u32,
+    /// Non-zero: further segments were merged into this one.
+    pub(crate) merged: u32,
+}
+
+/// What is kept of a socket: 328 bytes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct SockState {
+    pub(crate) cookie: u64,
+    /// While connecting: when the SYN went out. Then: when the connection was established; 0 if older.
+    pub(crate) established_ns: u64,
+    pub(crate) connect_ns: u64,
+    /// `write_seq - position`.
+    pub(crate) send_isn: u32,
+    /// `copied_seq - position`.
+    pub(crate) recv_isn: u32,
+    /// `copied_seq` after the last reported read.
+    pub(crate) reported_seq: u32,
+    pub(crate) flags: u32,
+    pub(crate) payload_limit: u32,
+    pub(crate) limits_generation: u32,
+    /// Segments ever put in; the writer is the receive path under the socket's lock.
+    pub(crate) segments_in: u32,
+    /// Segments ever taken out; the reader is the reading thread.
+    pub(crate) segments_out: u32,
+    pub(crate) segments: [Segment; ARRIVALS_MAX],
+}
+
+/// See [`VECTORS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct VectorProgress {
+    /// User address of the vector.
+    pub(crate) vector: u64,
+    /// Element that the next message is.
+    pub(crate) next: u32,
+    /// Length of the vector.
+    pub(crate) count: u32,
+}
+
+/// Bytes one piece of user memory may have, so that any offset below [`PAYLOAD_BYTES_MAX`] plus a piece lies
+/// inside [`Scratch`] whatever the verifier can prove about either.
+pub(crate) const PIECE_BYTES_MAX: usize = 16_320;
+
+/// See [`SCRATCH`].
+#[repr(C)]
+pub(crate) struct Scratch {
+    /// Fixed part of the record, right-aligned against the payload.
+    pub(crate) fixed: [u8; size_of::<RecvEvent>()],
+    pub(crate) payload: [u8; PAYLOAD_BYTES_MAX + PIECE_BYTES_MAX],
+    /// Non-zero while a program fills it.
+    pub(crate) busy: u64,
+}
+
+const _: () = assert!(size_of::<Scratch>() <= 32 * 1024);
+
+/// Address of a map, as helpers that are not wrapped want it.
+#[inline(always)]
+pub(crate) const fn address<M>(map: &'static M) -> *mut c_void {
+    ptr::from_ref(map).cast_mut().cast()
+}
