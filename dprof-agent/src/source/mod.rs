@@ -3,6 +3,8 @@
 //! What a reader would get wrong: everything that the engine's result depends on travels in the stream, also
 //! what user space adds (process descriptions, clock readings, losses), so that a replay gives the same spans.
 
+pub mod object;
+
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
