@@ -4,7 +4,11 @@
 //! Everything between source and store is pure: time is in the events, and the same events give the same spans.
 //! The one arrow back is the payload limit of a socket, which the engine asks the source for.
 
+pub mod args;
+pub mod clock;
+pub mod config;
 pub mod engine;
 pub mod link;
 pub mod protocol;
 pub mod source;
+pub mod units;

@@ -4,6 +4,10 @@
 //! what user space adds (process descriptions, clock readings, losses), so that a replay gives the same spans.
 
 pub mod object;
+pub mod options;
+pub mod process;
+pub mod record;
+pub mod service_name;
 
 use std::time::Duration;
 
