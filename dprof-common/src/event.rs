@@ -240,7 +240,7 @@ pub struct ListenEvent {
     /// Port, host order.
     pub port: u16,
     /// Explicit padding.
-    pub _pad: u16,
+    pub padding: u16,
 }
 
 /// Both clocks, read together. 24 bytes.

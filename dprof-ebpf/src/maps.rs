@@ -23,15 +23,16 @@ static PROBE_CONFIG: ProbeConfig = ProbeConfig {
 /// Reads one member of the configuration. Volatile, or the compiler would fold the initial zeros in.
 macro_rules! config {
     ($($member:tt)+) => {
-        // SAFETY: a static of plain integers.
-        unsafe { core::ptr::read_volatile(&raw const (*$crate::maps::probe_config()).$($member)+) }
+        $crate::maps::read(|config| &config.$($member)+)
     };
 }
 pub(crate) use config;
 
+/// One member, read where it lies.
 #[inline(always)]
-pub(crate) const fn probe_config() -> *const ProbeConfig {
-    &raw const PROBE_CONFIG
+pub(crate) fn read<T: Copy + 'static>(member: impl FnOnce(&'static ProbeConfig) -> &'static T) -> T {
+    // SAFETY: a static of plain integers.
+    unsafe { core::ptr::read_volatile(member(&PROBE_CONFIG)) }
 }
 
 /// The event ring.
@@ -140,7 +141,7 @@ pub(crate) struct VectorProgress {
 
 /// Bytes one piece of user memory may have, so that any offset below [`PAYLOAD_BYTES_MAX`] plus a piece lies
 /// inside [`Scratch`] whatever the verifier can prove about either.
-pub(crate) const PIECE_BYTES_MAX: usize = 16_320;
+pub(crate) const PIECE_BYTES_MAX: usize = 16_256;
 
 /// See [`SCRATCH`].
 #[repr(C)]
@@ -150,6 +151,12 @@ pub(crate) struct Scratch {
     pub(crate) payload: [u8; PAYLOAD_BYTES_MAX + PIECE_BYTES_MAX],
     /// Non-zero while a program fills it.
     pub(crate) busy: u64,
+    /// State of the walk over `iovec`s. In memory rather than in registers for the verifier (all kernels): it
+    /// does not follow the contents of maps, so every turn of the loop looks alike to it and is checked once.
+    pub(crate) iov: u64,
+    pub(crate) iov_count: u64,
+    pub(crate) wanted: u32,
+    pub(crate) offset: u32,
 }
 
 const _: () = assert!(size_of::<Scratch>() <= 32 * 1024);

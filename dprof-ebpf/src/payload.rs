@@ -167,31 +167,55 @@ pub(crate) fn gather(scratch: *mut Scratch, buffers: Buffers, wanted: u32) -> u3
         Buffers::None => 0,
         Buffers::One(base) => piece(scratch, 0, base, wanted),
         Buffers::Many { iov, count } => {
-            let mut offset = 0_u32;
+            // SAFETY: this CPU's slot.
+            unsafe {
+                (&raw mut (*scratch).iov).write_volatile(iov);
+                (&raw mut (*scratch).iov_count).write_volatile(count);
+                (&raw mut (*scratch).wanted).write_volatile(wanted);
+                (&raw mut (*scratch).offset).write_volatile(0);
+            }
             let mut idx = 0_u64;
             while idx < IOVEC_ENTRIES_MAX as u64 {
-                if idx >= count || offset >= wanted {
+                if !gather_one(scratch, idx) {
                     break;
-                }
-                // SAFETY: the helper checks the address.
-                let Ok(iovec) = (unsafe { bpf_probe_read_user((iov + idx * 16) as *const IoVec) }) else {
-                    emit::count(DropReason::UserReadFailed);
-                    break;
-                };
-                let left = wanted - offset;
-                let len = if iovec.len < u64::from(left) { iovec.len as u32 } else { left };
-                if len != 0 {
-                    let copied = piece(scratch, offset, iovec.base, len);
-                    offset += copied;
-                    if copied != len {
-                        break;
-                    }
                 }
                 idx += 1;
             }
-            if offset > PAYLOAD_BYTES_MAX as u32 { PAYLOAD_BYTES_MAX as u32 } else { offset }
+            // SAFETY: as above.
+            unsafe { (&raw const (*scratch).offset).read_volatile() }
         }
     }
+}
+
+/// Copies the entry at `idx`; whether there may be more.
+#[inline(always)]
+fn gather_one(scratch: *mut Scratch, idx: u64) -> bool {
+    // SAFETY: this CPU's slot.
+    let (iov, count, wanted, offset) = unsafe {
+        (
+            (&raw const (*scratch).iov).read_volatile(),
+            (&raw const (*scratch).iov_count).read_volatile(),
+            (&raw const (*scratch).wanted).read_volatile(),
+            (&raw const (*scratch).offset).read_volatile(),
+        )
+    };
+    if idx >= count || offset >= wanted {
+        return false;
+    }
+    // SAFETY: the helper checks the address.
+    let Ok(iovec) = (unsafe { bpf_probe_read_user((iov + idx * 16) as *const IoVec) }) else {
+        emit::count(DropReason::UserReadFailed);
+        return false;
+    };
+    let left = u64::from(wanted - offset);
+    let len = if iovec.len < left { iovec.len } else { left } as u32;
+    if len == 0 {
+        return true;
+    }
+    let copied = piece(scratch, offset, iovec.base, len);
+    // SAFETY: as above.
+    unsafe { (&raw mut (*scratch).offset).write_volatile(offset + copied) };
+    copied == len
 }
 
 /// Copies one piece; how many bytes.
@@ -213,9 +237,11 @@ fn piece(scratch: *mut Scratch, offset: u32, base: u64, len: u32) -> u32 {
     }
 }
 
-/// min(value, limit), done so that the compiler cannot argue the comparison away before the verifier sees it.
+/// min(value, limit), done so that the compiler can neither argue the comparison away nor load the value again
+/// after it: the verifier must see the very register that was compared.
 #[inline(always)]
 pub(crate) fn bounded(value: u32, limit: u32) -> u32 {
-    let value = core::hint::black_box(value);
+    // SAFETY: a local.
+    let value = unsafe { core::ptr::read_volatile(&raw const value) };
     if value > limit { limit } else { value }
 }

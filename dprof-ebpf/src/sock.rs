@@ -3,16 +3,17 @@
 //! Loads go through pointers that the verifier knows the type of, at offsets from the frozen configuration: it
 //! checks each one, and turns it into a plain load that cannot fault.
 
-use aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE;
+use aya_ebpf::bindings::{BPF_RB_NO_WAKEUP, BPF_SK_STORAGE_GET_F_CREATE};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_socket_cookie, bpf_sk_storage_get, bpf_skc_to_tcp_sock,
 };
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_probe_read_kernel};
+use dprof_common::drop_reason::DropReason;
 use dprof_common::event::{EventHeader, EventKind, OpenEvent, flag};
 use dprof_common::flow::Flow;
 use dprof_common::limits::ARRIVALS_MAX;
 
-use crate::maps::{LIMITS, LIMITS_GENERATION, SOCKETS, SockState, address, config, state};
+use crate::maps::{EVENTS, LIMITS, LIMITS_GENERATION, SOCKETS, SockState, address, config, state};
 use crate::{emit, filter};
 
 pub(crate) const AF_INET6: u16 = 10;
@@ -104,24 +105,26 @@ impl TcpSock {
         Typed(net).load(config!(offsets.net_inum))
     }
 
+    /// Fills in place: the stack has no room for a second copy.
+    ///
+    /// # Safety
+    /// `flow` is writable.
     #[inline(always)]
-    pub(crate) fn flow(self) -> Flow {
-        let mut flow = Flow {
-            local_addr: [0; 16],
-            peer_addr: [0; 16],
-            local_port: self.local_port(),
-            peer_port: self.peer_port(),
-            netns: self.netns(),
-        };
+    unsafe fn write_flow(self, flow: *mut Flow) {
         let family: u16 = self.sk.load(config!(offsets.skc_family));
-        if family == AF_INET6 {
-            flow.local_addr = self.sk.copy(config!(offsets.skc_v6_rcv_saddr));
-            flow.peer_addr = self.sk.copy(config!(offsets.skc_v6_daddr));
-        } else {
-            flow.local_addr = v4_mapped(self.sk.copy(config!(offsets.skc_rcv_saddr)));
-            flow.peer_addr = v4_mapped(self.sk.copy(config!(offsets.skc_daddr)));
+        // SAFETY: by the caller.
+        unsafe {
+            if family == AF_INET6 {
+                (*flow).local_addr = self.sk.copy(config!(offsets.skc_v6_rcv_saddr));
+                (*flow).peer_addr = self.sk.copy(config!(offsets.skc_v6_daddr));
+            } else {
+                (*flow).local_addr = v4_mapped(self.sk.copy(config!(offsets.skc_rcv_saddr)));
+                (*flow).peer_addr = v4_mapped(self.sk.copy(config!(offsets.skc_daddr)));
+            }
+            (*flow).local_port = self.local_port();
+            (*flow).peer_port = self.peer_port();
+            (*flow).netns = self.netns();
         }
-        flow
     }
 
     /// Raw 64-bit position after everything written, as the kernel's counters say it now. Two counters that
@@ -226,31 +229,32 @@ pub(crate) fn announce(sock: TcpSock, state: &mut SockState, pid_tgid: u64) {
     if state.flags & state::PASSIVE != 0 {
         role = flag::PASSIVE;
     }
-    let event = OpenEvent {
-        header: EventHeader { kind: EventKind::Open as u8, flags: role, payload_len: 0, size: 0 },
-        sock: state.cookie,
-        time_ns: emit::now_ns(),
-        pid_tgid,
-        send_pos: sock.send_pos(state),
-        recv_pos: sock.recv_pos(state),
-        write_seq: 0,
-        copied_seq: 0,
-        established_ns: state.established_ns,
-        connect_ns: state.connect_ns,
-        // SAFETY: takes nothing.
-        cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-        comm: bpf_get_current_comm().unwrap_or([0; 16]),
-        flow: sock.flow(),
+    let Some(mut entry) = EVENTS.reserve_untyped::<OpenEvent>(0) else {
+        emit::count(DropReason::RingFull);
+        return;
     };
-    // The pair (position, sequence) must give the initial sequence number exactly, whatever moves meanwhile.
-    let event = OpenEvent {
-        write_seq: state.send_isn.wrapping_add(event.send_pos as u32),
-        copied_seq: state.recv_isn.wrapping_add(event.recv_pos as u32),
-        ..event
-    };
-    if emit::fixed(&event) {
-        state.flags |= state::ANNOUNCED;
+    let send_pos = sock.send_pos(state);
+    let recv_pos = sock.recv_pos(state);
+    let event = entry.as_mut_ptr();
+    // SAFETY: the entry is as large as its type; every member is written.
+    unsafe {
+        (*event).header = EventHeader { kind: EventKind::Open as u8, flags: role, payload_len: 0, size: 0 };
+        (*event).sock = state.cookie;
+        (*event).time_ns = emit::now_ns();
+        (*event).pid_tgid = pid_tgid;
+        (*event).send_pos = send_pos;
+        (*event).recv_pos = recv_pos;
+        // The pair (position, sequence) must give the initial sequence number exactly, whatever moves meanwhile.
+        (*event).write_seq = state.send_isn.wrapping_add(send_pos as u32);
+        (*event).copied_seq = state.recv_isn.wrapping_add(recv_pos as u32);
+        (*event).established_ns = state.established_ns;
+        (*event).connect_ns = state.connect_ns;
+        (*event).cgroup_id = bpf_get_current_cgroup_id();
+        (*event).comm = bpf_get_current_comm().unwrap_or([0; 16]);
+        sock.write_flow(&raw mut (*event).flow);
     }
+    entry.submit(BPF_RB_NO_WAKEUP.into());
+    state.flags |= state::ANNOUNCED;
 }
 
 /// The payload limit of this socket, asked again when the agent changed any.

@@ -3,8 +3,13 @@
 //! What a reader would get wrong: everything that the engine's result depends on travels in the stream, also
 //! what user space adds (process descriptions, clock readings, losses), so that a replay gives the same spans.
 
+pub mod btf;
+pub mod hooks;
+pub mod kernel;
 pub mod object;
+pub mod offsets;
 pub mod options;
+pub mod probe;
 pub mod process;
 pub mod record;
 pub mod service_name;
@@ -65,7 +70,9 @@ impl BlockBuilder {
     pub fn push(&mut self, parts: &[&[u8]]) {
         let length: usize = parts.iter().map(|part| part.len()).sum();
         self.0.put_u32_le(length as u32);
-        parts.iter().for_each(|part| self.0.put_slice(part));
+        for part in parts {
+            self.0.put_slice(part);
+        }
     }
 
     /// Bytes so far.

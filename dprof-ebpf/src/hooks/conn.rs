@@ -28,7 +28,8 @@ fn change(ctx: &BtfTracePointContext, sk: u64, old: u8, new: u8) -> Option<()> {
     if config!(debug) != 0 {
         aya_log_ebpf::debug!(ctx, "tcp state {} -> {}, port {}", old, new, sock.local_port());
     }
-    if new == TCP_LISTEN || old == TCP_LISTEN {
+    // A child of a listener comes from TCP_LISTEN too, as a copy of it, and goes to TCP_SYN_RECV.
+    if new == TCP_LISTEN || (old == TCP_LISTEN && new == TCP_CLOSE) {
         emit::fixed(&ListenEvent {
             header: EventHeader {
                 kind: EventKind::Listen as u8,
@@ -39,7 +40,7 @@ fn change(ctx: &BtfTracePointContext, sk: u64, old: u8, new: u8) -> Option<()> {
             time_ns: emit::now_ns(),
             netns: sock.netns(),
             port: sock.local_port(),
-            _pad: 0,
+            padding: 0,
         });
         return None;
     }

@@ -41,7 +41,7 @@ fn each_listener(ctx: *mut core::ffi::c_void) -> i32 {
         time_ns: 0,
         netns: Typed(net).load(config!(offsets.net_inum)),
         port: sk.load(config!(offsets.skc_num)),
-        _pad: 0,
+        padding: 0,
     };
     // SAFETY: `seq` is the first member of `bpf_iter_meta`; the helper copies the record.
     unsafe {
