@@ -6,7 +6,13 @@
 
 use std::borrow::Cow;
 
+mod answers;
 pub mod detect;
+mod hash;
+mod resp;
+#[cfg(test)]
+mod testing;
+mod text;
 
 /// Direction of bytes as the socket's owner sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -217,4 +223,4 @@ pub trait Protocol: Send + Sync {
 
 /// The protocols, in the order in which detection asks them. Their grammars exclude each other, so the order
 /// matters for speed only.
-pub static ALL: &[&dyn Protocol] = &[];
+pub static ALL: &[&dyn Protocol] = &[&resp::Resp];

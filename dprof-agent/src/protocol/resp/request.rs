@@ -1,0 +1,549 @@
+//! The request direction of a Redis connection: arrays of bulk strings and inline commands, one byte at a time
+//! if need be. Bulk payloads are counted off, so a hole inside one costs only what it hid.
+
+use std::borrow::Cow;
+
+use super::Session;
+use super::boundary::{Boundary, request_boundary};
+use super::command::{self, Command, Effect, NAME_BYTES_MAX};
+use super::inline;
+use super::number::{Number, Step};
+use crate::protocol::hash::ContentHasher;
+use crate::protocol::text::Statement;
+use crate::protocol::{Direction, Message, MessageKind, Parsed};
+
+/// Arguments of one command at most: Redis takes `INT_MAX`.
+const ARGS_MAX: i64 = i32::MAX as i64;
+
+/// Longest bulk string, bytes. Redis's default is 512 MiB and can be raised; what claims more is garbage.
+pub(super) const BULK_BYTES_MAX: i64 = 8 << 30;
+
+/// Longest inline command, bytes: these are typed by people or made by health checks. Redis takes 64 KiB.
+const INLINE_BYTES_MAX: usize = 4096;
+
+/// Bytes of a key that are kept; longer ones end in `…`.
+const KEY_BYTES_MAX: usize = 128;
+
+/// A request whose reply is shaped otherwise than by its own bytes, or changes how later ones are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Special {
+    /// This many confirmations, one per channel.
+    Subscribe(u32),
+    /// This many; 0: one per channel that is subscribed, or one.
+    Unsubscribe(u32),
+    /// Everything after its `+OK` comes unasked.
+    Monitor,
+    /// Ends `MONITOR` and subscriptions.
+    Reset,
+    /// A replication stream follows the first line of the reply, unless that is an error.
+    Replicate,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// At a boundary.
+    Start,
+    /// In the line of an inline command, gathered in `held`.
+    Inline,
+    /// After `*`.
+    Count(Number),
+    /// Before the `$` of an argument.
+    Head,
+    /// After `$`.
+    Len(Number),
+    /// In an argument or its line end: this many bytes are left of both.
+    Body(u64),
+    /// Boundary lost: what may be one is gathered in `held`.
+    Seek,
+}
+
+/// What an argument of `CLIENT REPLY` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReplyMode {
+    On,
+    Off,
+    Skip,
+}
+
+/// The command under way.
+#[derive(Debug)]
+struct Current {
+    n_args: u32,
+    /// Index of the argument under way.
+    arg: u32,
+    operation: Cow<'static, str>,
+    command: Option<&'static Command>,
+    statement: Statement,
+    hasher: ContentHasher,
+    hash_known: bool,
+    incomplete: bool,
+    n_keys: u64,
+    streams_at: u32,
+    reply_mode: Option<ReplyMode>,
+    replication: bool,
+}
+
+/// Parser of the request direction.
+#[derive(Debug)]
+pub(super) struct Requests {
+    direction: Direction,
+    /// Position after the last byte fed or skipped.
+    pos: u64,
+    state: State,
+    /// Where the message under way starts.
+    start: u64,
+    /// Whether the loss was said (or the connection joined) and no message came since.
+    lost: bool,
+    current: Current,
+    /// Length of the argument under way and whether all of it was seen so far.
+    arg_len: u64,
+    arg_seen: bool,
+    /// First bytes of an argument that came in parts.
+    scratch: Vec<u8>,
+    /// Bytes of an inline command, or of a possible boundary; the first is at `start`.
+    held: Vec<u8>,
+    /// While seeking: the last two bytes, `\r\n` at a place where a message may start.
+    before: [u8; 2],
+}
+
+const LINE_END: [u8; 2] = *b"\r\n";
+
+impl Requests {
+    pub(super) fn new(direction: Direction, pos: u64, joined: bool) -> Self {
+        Self {
+            direction,
+            pos,
+            state: if joined { State::Seek } else { State::Start },
+            start: pos,
+            lost: joined,
+            current: Current::new(),
+            arg_len: 0,
+            arg_seen: true,
+            scratch: Vec::new(),
+            held: Vec::new(),
+            before: LINE_END,
+        }
+    }
+
+    pub(super) fn unfinished_from(&self) -> u64 {
+        match self.state {
+            State::Start => self.pos,
+            State::Seek if self.held.is_empty() => self.pos,
+            _ => self.start,
+        }
+    }
+
+    /// Whether the next byte starts a message.
+    pub(super) fn at_boundary(&self) -> bool {
+        matches!(self.state, State::Start)
+    }
+
+    pub(super) fn feed(&mut self, bytes: &[u8], session: &mut Session, out: &mut Vec<Parsed>) {
+        let base = self.pos;
+        let mut i = 0;
+        while i < bytes.len() && !session.over() {
+            let at = base + i as u64;
+            let byte = bytes[i];
+            match &mut self.state {
+                State::Start => match byte {
+                    b'*' => {
+                        self.start = at;
+                        self.state = State::Count(Number::default());
+                        i += 1;
+                    }
+                    // Redis skips empty lines.
+                    b'\r' | b'\n' => i += 1,
+                    b' ' | b'a'..=b'z' | b'A'..=b'Z' => {
+                        self.start = at;
+                        self.held.clear();
+                        self.state = State::Inline;
+                    }
+                    _ => self.lose(at, session, out),
+                },
+                State::Count(number) => match number.push(byte) {
+                    Step::More => i += 1,
+                    Step::Done(n @ 1..=ARGS_MAX) => {
+                        i += 1;
+                        self.current.begin(n as u32);
+                        self.state = State::Head;
+                    }
+                    // Redis ignores an empty array.
+                    Step::Done(-1 | 0) => {
+                        i += 1;
+                        self.state = State::Start;
+                    }
+                    _ => self.lose(at, session, out),
+                },
+                State::Head if byte == b'$' => {
+                    i += 1;
+                    self.state = State::Len(Number::default());
+                }
+                State::Head => self.lose(at, session, out),
+                State::Len(number) => match number.push(byte) {
+                    Step::More => i += 1,
+                    Step::Done(len @ 0..=BULK_BYTES_MAX) => {
+                        i += 1;
+                        self.arg_len = len as u64;
+                        self.arg_seen = true;
+                        self.scratch.clear();
+                        self.state = State::Body(len as u64 + 2);
+                        // The common case: all of it is here.
+                        if let Some(argument) = bytes.get(i..i + len as usize + 2)
+                            && let Some(argument) = argument.strip_suffix(&LINE_END)
+                        {
+                            i += len as usize + 2;
+                            self.current.hash(argument);
+                            self.end_arg(Some(argument), base + i as u64, session, out);
+                        }
+                    }
+                    _ => self.lose(at, session, out),
+                },
+                State::Body(left) => {
+                    let payload = left.saturating_sub(2).min((bytes.len() - i) as u64);
+                    if payload > 0 {
+                        *left -= payload;
+                        let part = &bytes[i..i + payload as usize];
+                        i += part.len();
+                        self.current.hash(part);
+                        let room = KEY_BYTES_MAX.saturating_sub(self.scratch.len());
+                        self.scratch.extend_from_slice(&part[..part.len().min(room)]);
+                    } else if byte == LINE_END[usize::from(*left == 1)] {
+                        i += 1;
+                        *left -= 1;
+                        if *left == 0 {
+                            self.end_arg(None, base + i as u64, session, out);
+                        }
+                    } else {
+                        self.lose(at, session, out);
+                    }
+                }
+                State::Inline => {
+                    i += 1;
+                    if byte != b'\n' && self.held.len() < INLINE_BYTES_MAX {
+                        self.held.push(byte);
+                    } else if byte != b'\n' || !self.inline_command(base + i as u64, session, out) {
+                        self.lose(at, session, out);
+                    }
+                }
+                State::Seek => i += self.seek(&bytes[i..], at, session, out),
+            }
+        }
+        self.pos = base + bytes.len() as u64;
+    }
+
+    /// `len` bytes were not seen.
+    pub(super) fn gap(&mut self, mut len: u64, session: &mut Session, out: &mut Vec<Parsed>) {
+        while let State::Body(left) = &mut self.state
+            && len > 0
+            && !session.over()
+        {
+            let skipped = len.min(*left);
+            self.arg_seen &= *left <= 2;
+            *left -= skipped;
+            len -= skipped;
+            self.pos += skipped;
+            if *left == 0 {
+                self.end_arg(None, self.pos, session, out);
+            }
+        }
+        if len > 0 && !session.over() {
+            let at = self.unfinished_from();
+            self.pos += len;
+            self.say_lost(at, session, out);
+            self.before = LINE_END;
+        }
+    }
+
+    /// An argument is complete: its bytes if they came in one part, else `scratch` holds the first of them.
+    fn end_arg(&mut self, argument: Option<&[u8]>, end: u64, session: &mut Session, out: &mut Vec<Parsed>) {
+        let content = argument.unwrap_or(&self.scratch);
+        self.current.argument(content, self.arg_len, self.arg_seen);
+        if self.current.arg == self.current.n_args {
+            self.state = State::Start;
+            self.end_message(end, session, out);
+        } else {
+            self.state = State::Head;
+        }
+    }
+
+    fn end_message(&mut self, end: u64, session: &mut Session, out: &mut Vec<Parsed>) {
+        let current = &mut self.current;
+        let effect = current.command.map_or(Effect::None, |command| command.effect);
+        if current.replication {
+            session.opaque_from = Some(self.start);
+            return;
+        }
+        let answered = match (effect, current.reply_mode) {
+            (Effect::Reply, Some(ReplyMode::Off)) => {
+                session.replies_off = true;
+                false
+            }
+            (Effect::Reply, Some(ReplyMode::Skip)) => {
+                session.skip_next = !session.replies_off;
+                false
+            }
+            (Effect::Reply, Some(ReplyMode::On)) | (Effect::Reset, _) => {
+                session.replies_off = false;
+                session.skip_next = false;
+                true
+            }
+            _ => !session.replies_off && !std::mem::take(&mut session.skip_next),
+        };
+        let n_channels = current.n_args - 1;
+        let special = match effect {
+            Effect::Subscribe => Some(Special::Subscribe(n_channels)),
+            Effect::Unsubscribe => Some(Special::Unsubscribe(n_channels)),
+            Effect::Monitor => Some(Special::Monitor),
+            Effect::Reset => Some(Special::Reset),
+            Effect::Sync | Effect::Psync => Some(Special::Replicate),
+            _ => None,
+        };
+        let kind = if answered { MessageKind::Request } else { MessageKind::OneWay };
+        let mut message = Message::new(self.direction, kind, self.start, end);
+        message.operation = std::mem::take(&mut current.operation);
+        current.statement.as_str().clone_into(&mut message.text);
+        message.incomplete = current.incomplete;
+        message.content_hash = current.hash_known.then(|| current.hasher.finish());
+        if current.incomplete {
+            // What it was may have changed the connection.
+            session.answers.lose();
+        } else if answered {
+            session.answers.request(special);
+        }
+        session.proved = true;
+        self.lost = false;
+        out.push(Parsed::Message(message));
+    }
+
+    /// Reads the line in `held`. False if it is no command that Redis knows.
+    fn inline_command(&mut self, end: u64, session: &mut Session, out: &mut Vec<Parsed>) -> bool {
+        let held = std::mem::take(&mut self.held);
+        let arguments = inline::split(&held);
+        let known = match arguments.first() {
+            Some(name) => command::find(name).is_some(),
+            None => return self.blank_line(&held),
+        };
+        if known {
+            self.current.begin(arguments.len() as u32);
+            for argument in &arguments {
+                self.current.hash(argument);
+                let head = &argument[..argument.len().min(KEY_BYTES_MAX)];
+                self.current.argument(head, argument.len() as u64, true);
+            }
+            self.state = State::Start;
+            self.end_message(end, session, out);
+        }
+        self.held = held;
+        known
+    }
+
+    fn blank_line(&mut self, line: &[u8]) -> bool {
+        self.state = State::Start;
+        line.iter().all(u8::is_ascii_whitespace)
+    }
+
+    /// The bytes at `at` are no request.
+    fn lose(&mut self, at: u64, session: &mut Session, out: &mut Vec<Parsed>) {
+        if !session.proved && !self.lost {
+            session.mistaken = true;
+            return;
+        }
+        let (from, before) = match self.state {
+            State::Start => (at, LINE_END),
+            State::Head => (self.start, LINE_END),
+            _ => (self.start, [0; 2]),
+        };
+        self.say_lost(from, session, out);
+        self.before = before;
+    }
+
+    fn say_lost(&mut self, at: u64, session: &mut Session, out: &mut Vec<Parsed>) {
+        if !self.lost {
+            out.push(Parsed::Lost { direction: self.direction, at });
+        }
+        self.lost = true;
+        self.state = State::Seek;
+        self.held.clear();
+        session.answers.lose();
+    }
+
+    /// Looks for a boundary in `bytes`, the first of which is at `at`; how many bytes it took.
+    fn seek(&mut self, bytes: &[u8], at: u64, session: &mut Session, out: &mut Vec<Parsed>) -> usize {
+        if self.held.is_empty() {
+            let found = bytes.iter().enumerate().find(|&(idx, &byte)| {
+                let before = match idx {
+                    0 => self.before,
+                    1 => [self.before[1], bytes[0]],
+                    _ => [bytes[idx - 2], bytes[idx - 1]],
+                };
+                byte == b'*' && before == LINE_END
+            });
+            let taken = found.map_or(bytes.len(), |(idx, _)| idx);
+            for &byte in &bytes[taken.saturating_sub(2)..taken] {
+                self.before = [self.before[1], byte];
+            }
+            if found.is_some() {
+                self.start = at + taken as u64;
+                self.held.push(b'*');
+                return taken + 1;
+            }
+            return taken;
+        }
+        self.held.push(bytes[0]);
+        match request_boundary(&self.held) {
+            Boundary::NeedMore => {}
+            Boundary::Known => {
+                let held = std::mem::take(&mut self.held);
+                self.state = State::Start;
+                self.pos = self.start;
+                self.feed(&held, session, out);
+                self.held = held;
+                self.held.clear();
+            }
+            Boundary::Array | Boundary::No => {
+                // Another star may follow a line end among what was held: read it again without this one.
+                let held = std::mem::take(&mut self.held);
+                let from = self.start;
+                self.before = [0; 2];
+                let mut taken = 1;
+                while taken < held.len() {
+                    self.pos = from + taken as u64;
+                    if matches!(self.state, State::Seek) {
+                        taken += self.seek(&held[taken..], self.pos, session, out);
+                    } else {
+                        self.feed(&held[taken..], session, out);
+                        break;
+                    }
+                }
+            }
+        }
+        1
+    }
+}
+
+impl Current {
+    fn new() -> Self {
+        Self {
+            n_args: 0,
+            arg: 0,
+            operation: Cow::Borrowed(""),
+            command: None,
+            statement: Statement::default(),
+            hasher: ContentHasher::new(),
+            hash_known: true,
+            incomplete: false,
+            n_keys: 0,
+            streams_at: 0,
+            reply_mode: None,
+            replication: false,
+        }
+    }
+
+    fn begin(&mut self, n_args: u32) {
+        let statement = std::mem::take(&mut self.statement);
+        *self = Self { n_args, statement, ..Self::new() };
+    }
+
+    /// Hashes bytes of an argument. The name is hashed when it is whole, as it is stored: case does not count.
+    #[inline]
+    fn hash(&mut self, bytes: &[u8]) {
+        if self.arg > 0 && self.hash_known {
+            self.hasher.update(bytes);
+        }
+    }
+
+    /// The next argument: `content` is all or the first [`KEY_BYTES_MAX`] bytes of its `len`, `seen` whether no
+    /// hole is in it.
+    fn argument(&mut self, content: &[u8], len: u64, seen: bool) {
+        let whole = seen && content.len() as u64 == len;
+        self.hash_known &= seen;
+        match self.arg {
+            0 => self.name(content, whole, seen),
+            1 if self.effect() == Effect::Container => self.subcommand(content, whole, seen),
+            arg => {
+                self.remember(arg, content, whole);
+                if self.is_key(arg) {
+                    let kept = &content[..content.len().min(KEY_BYTES_MAX)];
+                    self.statement.key(if seen { kept } else { b"" }, seen && kept.len() as u64 == len);
+                } else {
+                    self.statement.word("?");
+                }
+            }
+        }
+        self.hasher.number(len);
+        self.arg += 1;
+    }
+
+    fn effect(&self) -> Effect {
+        self.command.map_or(Effect::None, |command| command.effect)
+    }
+
+    fn name(&mut self, content: &[u8], whole: bool, seen: bool) {
+        self.command = if whole { command::find(content) } else { None };
+        self.operation = match self.command {
+            Some(command) => Cow::Borrowed(command.name),
+            None if whole && command::looks_like_a_name(content) => {
+                Cow::Owned(String::from_utf8_lossy(content).to_ascii_uppercase())
+            }
+            None if seen => Cow::Borrowed("(invalid)"),
+            None => Cow::Borrowed("(unseen)"),
+        };
+        self.incomplete = !seen;
+        self.hash_known &= self.effect() != Effect::Secret && content.len() <= NAME_BYTES_MAX;
+        self.hasher.update(self.operation.as_bytes());
+        self.statement.begin(&self.operation);
+    }
+
+    fn subcommand(&mut self, content: &[u8], whole: bool, seen: bool) {
+        self.incomplete |= !seen;
+        let container = self.command;
+        match container.filter(|_| whole).and_then(|command| command::find_subcommand(command, content)) {
+            Some(command) => {
+                self.command = Some(command);
+                self.operation = Cow::Borrowed(command.name);
+                self.hash_known &= command.effect != Effect::Secret;
+                self.statement.begin(command.name);
+            }
+            None => self.statement.word("?"),
+        }
+    }
+
+    /// What later arguments or the connection depend on.
+    fn remember(&mut self, arg: u32, content: &[u8], whole: bool) {
+        let Some(command) = self.command.filter(|_| whole) else { return };
+        let is = |word: &[u8]| content.eq_ignore_ascii_case(word);
+        if command.keys.count_at > 0 && arg == u32::from(command.keys.count_at) {
+            self.n_keys = str::from_utf8(content).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+        }
+        if command.keys.streams && self.streams_at == 0 && is(b"STREAMS") {
+            // XREADGROUP GROUP group consumer: a group may have this name.
+            self.streams_at = if command.name == "XREADGROUP" && arg < 4 { 0 } else { arg };
+        }
+        match command.effect {
+            Effect::Reply if arg == 2 => {
+                self.reply_mode =
+                    [(&b"ON"[..], ReplyMode::On), (b"OFF", ReplyMode::Off), (b"SKIP", ReplyMode::Skip)]
+                        .into_iter()
+                        .find_map(|(word, mode)| is(word).then_some(mode));
+            }
+            Effect::Replconf if arg == 1 => self.replication = is(b"ACK") || is(b"GETACK"),
+            _ => {}
+        }
+    }
+
+    fn is_key(&self, arg: u32) -> bool {
+        let Some(Command { keys, .. }) = self.command else { return false };
+        let (arg, n_args) = (i64::from(arg), i64::from(self.n_args));
+        let first = i64::from(keys.first);
+        let last = if keys.last < 0 { n_args + i64::from(keys.last) } else { i64::from(keys.last) };
+        if keys.first > 0 && (first..=last).contains(&arg) && (arg - first) % i64::from(keys.step) == 0 {
+            return true;
+        }
+        let counted_from = i64::from(keys.count_at);
+        if counted_from > 0 && arg > counted_from && (arg - counted_from) as u64 <= self.n_keys {
+            return true;
+        }
+        let streams_at = i64::from(self.streams_at);
+        streams_at > 0 && arg > streams_at && arg <= streams_at + (n_args - 1 - streams_at) / 2
+    }
+}
