@@ -5,11 +5,13 @@
 //! The one arrow back is the payload limit of a socket, which the engine asks the source for.
 
 pub mod args;
+pub mod batch;
 pub mod clock;
 pub mod config;
 pub mod doctor;
 pub mod engine;
 pub mod link;
 pub mod protocol;
+pub mod rollup;
 pub mod source;
 pub mod units;

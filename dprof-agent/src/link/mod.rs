@@ -4,6 +4,8 @@
 //! What a reader would get wrong: evidence sees message *halves* in the order of capture, not spans. A call's
 //! cause must be known, or given up, when its trace id is needed; a wrong link is worse than none.
 
+pub mod thread;
+
 use dprof_common::model::{EvidenceKind, SpanId};
 
 use crate::protocol::Message;
