@@ -5,6 +5,11 @@
 //! another row from another host; readers merge them by span id ([`dprof_common::model::Span::merge`]), so every
 //! answer of a [`Reader`] is already merged.
 
+pub mod conformance;
+pub mod rows;
+pub mod schema;
+mod sqlite;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -271,11 +276,20 @@ pub async fn open_writer(
     retention: Retention,
     netns: &[u32],
 ) -> Result<Box<dyn Writer>, StoreError> {
-    let _ = (run, retention, netns);
-    Err(StoreError::Unsupported(format!("{url}: this version cannot write there")))
+    match url {
+        StoreUrl::Sqlite(dir) => sqlite::open_writer(dir, run, retention, netns),
+        StoreUrl::Cassandra { .. } => Err(no_cassandra(url)),
+    }
 }
 
 /// Opens a store for reading; [`StoreError::NotFound`] if there is none.
 pub async fn open_reader(url: &StoreUrl) -> Result<Box<dyn Reader>, StoreError> {
-    Err(StoreError::Unsupported(format!("{url}: this version cannot read there")))
+    match url {
+        StoreUrl::Sqlite(dir) => sqlite::open_reader(dir),
+        StoreUrl::Cassandra { .. } => Err(no_cassandra(url)),
+    }
+}
+
+fn no_cassandra(url: &StoreUrl) -> StoreError {
+    StoreError::Unsupported(format!("{url}: this version has no Cassandra store yet, use sqlite:DIR"))
 }

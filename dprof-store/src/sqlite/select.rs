@@ -1,0 +1,540 @@
+//! Spans by filter and order: the best `limit` of all chunks without reading all rows.
+//!
+//! The problem: a filter is about the *merged* span, a row may hold one half. The caller's row knows the duration
+//! and start of an RPC but not the service that served it; the server's row the other way round; they lie in
+//! different chunks of different runs. A join of everything would be right and slow.
+//!
+//! The idea: rank rows as they are, best groups first, stopping where no row can be better (each group and chunk
+//! knows its shortest, longest, earliest, latest). The filter on a row is exact where the row can tell and lets
+//! pass where it cannot. Then complete the best rows, look again at the merged spans, and accept those that
+//! still rank above everything that was not looked at. If too few are left, take twice as many. A merged span's
+//! rank is that of one of its rows (the one with the client half, else the server's), so nothing is missed.
+//!
+//! Where most rows have one half and a filter concerns the other, that loop would look at everything, one by one;
+//! so after its first round the one-sided rows of the window are loaded as a sorted table ([`Partners`]).
+//! Whatever was given up for bounded memory is said in a warning.
+
+use std::collections::BTreeMap;
+
+use dprof_common::model::{Side, Span, SpanId};
+use rusqlite::OptionalExtension;
+use rusqlite::types::Value;
+use rustc_hash::FxHashMap;
+
+use super::chunk::sqlite_error;
+use super::session::{OpenChunk, RawRow, SPAN_COLUMNS, Session, merge_rows};
+use super::summary::Zone;
+use crate::schema::{Bits, GROUP_ROWS, relative_ns, stored_duration};
+use crate::{Order, SpanQuery, StoreError};
+
+/// Rows looked at beyond those asked for, in the first round.
+const SLACK: usize = 16;
+/// Up to this many one-sided rows are completed by looking each up; more by [`Partners`].
+const LOOKUPS_MAX: usize = 512;
+/// One-sided rows that [`Partners`] may hold: 24 bytes each, 96 MB.
+const PARTNERS_MAX: usize = 4_000_000;
+/// Clocks of two hosts may differ by this much and the halves of an RPC still meet in [`Partners`].
+const SKEW_NS: u64 = 3600 * 1_000_000_000;
+/// Rounds of doubling.
+const ROUNDS_MAX: usize = 12;
+
+/// Smaller is better; ties go by span id.
+type Rank = (u64, SpanId);
+
+/// The rank of a span: the order's key, then its id.
+pub(crate) fn rank(order: Order, start_ns: u64, duration_ns: u64, span_id: SpanId) -> Rank {
+    let key = match order {
+        Order::Slowest => !duration_ns,
+        Order::Fastest => duration_ns,
+        Order::Newest => !start_ns,
+    };
+    (key, span_id)
+}
+
+/// The best key that a row of a zone can have.
+fn best_key(order: Order, zone: &Zone) -> u64 {
+    match order {
+        Order::Slowest => !zone.dur_max,
+        Order::Fastest => zone.dur_min,
+        Order::Newest => !zone.start_max,
+    }
+}
+
+/// Whether a merged span is asked for.
+pub(crate) fn matches(query: &SpanQuery, span: &Span) -> bool {
+    let start_ns = span.start_ns();
+    let status = |wanted| span.client.iter().chain(span.server.iter()).any(|half| half.status == wanted);
+    start_ns >= query.since_unix_ns
+        && start_ns < query.until_unix_ns
+        && query.min_duration_ns.is_none_or(|min| span.duration_ns() >= min)
+        && query.kind.is_none_or(|kind| span.kind() == kind)
+        && query.status.is_none_or(status)
+        && !(query.roots_only && span.link.is_some())
+        && span.nearest().is_some_and(|half| {
+            query.service.as_ref().is_none_or(|service| *service == half.process.service)
+                && query.operation.as_ref().is_none_or(|operation| *operation == half.operation)
+        })
+}
+
+fn may_match(query: &SpanQuery, zone: &Zone) -> bool {
+    zone.n_spans > 0
+        && zone.start_min < query.until_unix_ns
+        && zone.start_max >= query.since_unix_ns
+        && query.min_duration_ns.is_none_or(|min| zone.dur_max >= min)
+}
+
+/// Where a row is.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    chunk: usize,
+    row: i64,
+    bits: Bits,
+}
+
+/// The best rows so far, one per span.
+struct Top {
+    capacity: usize,
+    rows: BTreeMap<Rank, Candidate>,
+    keys: FxHashMap<SpanId, u64>,
+    /// The best rank that was passed over: what ranks below it is not complete.
+    passed_over: Option<Rank>,
+}
+
+impl Top {
+    fn new(capacity: usize) -> Self {
+        Self { capacity, rows: BTreeMap::new(), keys: FxHashMap::default(), passed_over: None }
+    }
+
+    /// The worst key that still helps, once there are enough rows.
+    fn threshold(&self) -> Option<u64> {
+        if self.rows.len() < self.capacity {
+            return None;
+        }
+        Some(self.rows.last_key_value().map_or(0, |(rank, _)| rank.0))
+    }
+
+    fn pass_over(&mut self, rank: Rank) {
+        self.passed_over = Some(self.passed_over.map_or(rank, |best| best.min(rank)));
+    }
+
+    /// Whether nothing with this key or a worse one helps; if so, that is noted.
+    fn is_beyond(&mut self, key: u64) -> bool {
+        let beyond = self.threshold().is_some_and(|threshold| key > threshold);
+        if beyond {
+            self.pass_over((key, SpanId(0)));
+        }
+        beyond
+    }
+
+    fn offer(&mut self, rank: Rank, candidate: Candidate) {
+        if let Some(&key) = self.keys.get(&rank.1) {
+            let known = self.rows[&(key, rank.1)];
+            let (known_client, client) =
+                (known.bits.0 & Bits::CLIENT != 0, candidate.bits.0 & Bits::CLIENT != 0);
+            // The client's times are the span's; between equals the better rank, so that order does not matter.
+            if known_client != client && known_client || known_client == client && key <= rank.0 {
+                return;
+            }
+            self.rows.remove(&(key, rank.1));
+        }
+        self.rows.insert(rank, candidate);
+        self.keys.insert(rank.1, rank.0);
+        if self.rows.len() > self.capacity
+            && let Some((worst, _)) = self.rows.pop_last()
+        {
+            self.keys.remove(&worst.1);
+            self.pass_over(worst);
+        }
+    }
+}
+
+/// One-sided rows of the window, by span id.
+struct Partners {
+    rows: Vec<Partner>,
+}
+
+#[derive(Clone, Copy)]
+struct Partner {
+    span_id: SpanId,
+    row: u32,
+    chunk: u32,
+    bits: u16,
+    /// Whether service and operation are those asked for.
+    named: bool,
+}
+
+impl Partners {
+    fn of(&self, span_id: SpanId) -> &[Partner] {
+        let from = self.rows.partition_point(|partner| partner.span_id < span_id);
+        let len = self.rows[from..].partition_point(|partner| partner.span_id == span_id);
+        &self.rows[from..from + len]
+    }
+
+    /// Whether a one-sided row should stay a candidate, now that its other halves are known.
+    fn keep(&self, query: &SpanQuery, row: &RowView) -> bool {
+        let side_of = |partner: &&Partner| i64::from(partner.bits) & Bits::SIDES;
+        let status = |bits: Bits| query.status.is_none_or(|status| bits.has_status(status));
+        if row.bits.sides() == Bits::SERVER {
+            // The caller's row stands for the span.
+            return !self.of(row.span_id).iter().any(|partner| side_of(&partner) == Bits::CLIENT);
+        }
+        let mut servers =
+            self.of(row.span_id).iter().filter(|partner| side_of(partner) == Bits::SERVER).peekable();
+        if servers.peek().is_none() {
+            return row.named && query.kind != Some(Side::Server) && status(row.bits);
+        }
+        query.kind != Some(Side::Client)
+            && servers
+                .any(|partner| partner.named && (status(row.bits) || status(Bits(i64::from(partner.bits)))))
+    }
+}
+
+/// What a scan sees of a row.
+struct RowView {
+    span_id: SpanId,
+    bits: Bits,
+    named: bool,
+}
+
+/// The spans asked for, merged, in order.
+pub(crate) fn select(session: &mut Session, query: &SpanQuery) -> Result<Vec<Span>, StoreError> {
+    if query.limit == 0 {
+        return Ok(Vec::new());
+    }
+    let mut all = Zone::EMPTY;
+    for idx in 0..session.chunks.len() {
+        if let Some(zone) = session.zone(idx)? {
+            all.merge(&zone);
+        }
+    }
+    // Only then can a row lack a half that another row has.
+    let joinable = all.clients > 0 && all.servers > 0;
+    // Where all rows are of one kind, no other row knows more.
+    let uniform = [all.clients, all.servers].contains(&all.n_spans) || all.clients + all.servers == 0;
+    let mut partners: Option<Partners> = None;
+    let mut partners_tried = false;
+    let mut capacity = query.limit.saturating_add(SLACK);
+    for round in 0.. {
+        let top = scan(session, query, joinable, partners.as_ref(), capacity)?;
+        let one_sided = top.rows.values().filter(|row| row.bits.sides() != Bits::SIDES).count();
+        if joinable && !partners_tried && one_sided > LOOKUPS_MAX {
+            partners_tried = true;
+            partners = load_partners(session, query)?;
+            if partners.is_some() {
+                continue;
+            }
+        }
+        let passed_over = top.passed_over;
+        let mut spans = complete(session, query, uniform, partners.as_ref(), top)?;
+        if let Some(passed_over) = passed_over {
+            spans.retain(|(rank, _)| *rank < passed_over);
+        }
+        let done = passed_over.is_none() || spans.len() >= query.limit;
+        if done || round >= ROUNDS_MAX {
+            if !done {
+                session.warn(format!("only {} of the {} best spans are certain", spans.len(), query.limit));
+            }
+            spans.truncate(query.limit);
+            return Ok(spans.into_iter().map(|(_, span)| span).collect());
+        }
+        if joinable && !partners_tried {
+            partners_tried = true;
+            partners = load_partners(session, query)?;
+        }
+        capacity = capacity.saturating_mul(2);
+    }
+    Ok(Vec::new())
+}
+
+/// The best rows of all chunks.
+fn scan(
+    session: &mut Session,
+    query: &SpanQuery,
+    joinable: bool,
+    partners: Option<&Partners>,
+    capacity: usize,
+) -> Result<Top, StoreError> {
+    let mut order: Vec<(u64, usize)> = Vec::new();
+    for idx in 0..session.chunks.len() {
+        if let Some(zone) = session.zone(idx)?.filter(|zone| may_match(query, zone)) {
+            order.push((best_key(query.order, &zone), idx));
+        }
+    }
+    order.sort_unstable();
+    let mut top = Top::new(capacity);
+    for (key, idx) in order {
+        if top.is_beyond(key) {
+            break;
+        }
+        session.with(idx, |chunk| scan_chunk(chunk, idx, query, joinable, partners, &mut top))?;
+    }
+    Ok(top)
+}
+
+/// The number of a name in a chunk; -1, which no row has, if the chunk lacks it.
+fn name_id(chunk: &OpenChunk, name: Option<&String>) -> Result<Option<i64>, StoreError> {
+    name.map(|name| {
+        chunk
+            .connection
+            .prepare_cached("SELECT id FROM texts WHERE text = ?1")
+            .and_then(|mut select| select.query_row([name], |row| row.get(0)).optional())
+            .map(|id| id.unwrap_or(-1))
+            .map_err(|error| sqlite_error(&chunk.path, error))
+    })
+    .transpose()
+}
+
+/// The filter as SQL on the columns of `spans_by_duration`.
+struct Conditions {
+    sql: String,
+    values: Vec<Value>,
+    service: Option<i64>,
+    operation: Option<i64>,
+}
+
+fn conditions(chunk: &OpenChunk, query: &SpanQuery, joinable: bool) -> Result<Conditions, StoreError> {
+    let service = name_id(chunk, query.service.as_ref())?;
+    let operation = name_id(chunk, query.operation.as_ref())?;
+    let mut exact = vec!["1".to_owned()];
+    let mut named = vec!["1".to_owned()];
+    named.extend(service.map(|id| format!("service = {id}")));
+    named.extend(operation.map(|id| format!("operation = {id}")));
+    exact.extend(named.iter().cloned());
+    exact.extend(query.kind.map(|kind| match kind {
+        Side::Client => format!("bits & {} = {}", Bits::SIDES, Bits::CLIENT),
+        Side::Server => format!("bits & {} <> 0", Bits::SERVER),
+    }));
+    exact.extend(query.status.map(|status| {
+        format!(
+            "((bits >> {}) & 15 = {status} OR (bits >> {}) & 15 = {status})",
+            Bits::CLIENT_STATUS_SHIFT,
+            Bits::SERVER_STATUS_SHIFT,
+            status = status as u8,
+        )
+    }));
+    let mut filter = exact.join(" AND ");
+    if joinable && exact.len() > 1 {
+        // A client's row does not know who served it, a server's row not how it ended at the client.
+        let sides = Bits::SIDES;
+        filter = format!(
+            "({filter} OR bits & {sides} = {} OR (bits & {sides} = {} AND {}))",
+            Bits::CLIENT,
+            Bits::SERVER,
+            named.join(" AND ")
+        );
+    }
+    if query.roots_only {
+        filter = format!("{filter} AND bits & {} = 0", Bits::LINKED);
+    }
+    let values = vec![
+        Value::Integer(relative_ns(chunk.base_ns, query.since_unix_ns)),
+        Value::Integer(relative_ns(chunk.base_ns, query.until_unix_ns)),
+    ];
+    // `until` is exclusive, but a start that does not fit is stored as the largest number.
+    let until = if query.until_unix_ns == u64::MAX { "<=" } else { "<" };
+    Ok(Conditions {
+        sql: format!("start >= ?4 AND start {until} ?5 AND {filter}"),
+        values,
+        service,
+        operation,
+    })
+}
+
+fn scan_chunk(
+    chunk: &mut OpenChunk,
+    idx: usize,
+    query: &SpanQuery,
+    joinable: bool,
+    partners: Option<&Partners>,
+    top: &mut Top,
+) -> Result<(), StoreError> {
+    let conditions = conditions(chunk, query, joinable)?;
+    let direction = match query.order {
+        Order::Slowest => "ORDER BY dur DESC",
+        Order::Fastest => "ORDER BY dur",
+        Order::Newest => "",
+    };
+    let sql = format!(
+        "SELECT id, dur, start, bits, span_id, service, operation FROM spans INDEXED BY spans_by_duration
+         WHERE grp = ?1 AND dur >= ?2 AND dur <= ?3 AND {} {direction}",
+        conditions.sql
+    );
+    let mut groups: Vec<(u64, i64)> = chunk
+        .groups
+        .iter()
+        .filter(|(_, zone)| may_match(query, zone))
+        .map(|(group, zone)| (best_key(query.order, zone), *group))
+        .collect();
+    groups.sort_unstable();
+    let scan = || -> rusqlite::Result<()> {
+        let mut select = chunk.connection.prepare_cached(&sql)?;
+        for (key, group) in groups {
+            if top.is_beyond(key) {
+                break;
+            }
+            // What is already too bad need not be read: said to SQLite as bounds.
+            let mut dur = (query.min_duration_ns.map_or(0, stored_duration), i64::MAX);
+            let mut since = conditions.values[0].clone();
+            if let Some(threshold) = top.threshold() {
+                match query.order {
+                    Order::Slowest => dur.0 = dur.0.max(stored_duration(!threshold)),
+                    Order::Fastest => dur.1 = stored_duration(threshold),
+                    Order::Newest => {
+                        let later = relative_ns(chunk.base_ns, (!threshold).max(query.since_unix_ns));
+                        since = Value::Integer(later);
+                    }
+                }
+                top.pass_over((threshold.saturating_add(1), SpanId(0)));
+            }
+            let mut rows = select.query((group, dur.0, dur.1, since, conditions.values[1].clone()))?;
+            while let Some(row) = rows.next()? {
+                let duration_ns = row.get::<_, i64>(1)? as u64;
+                let start_ns = chunk.base_ns.saturating_add_signed(row.get(2)?);
+                let span_id = SpanId(row.get::<_, i64>(4)? as u64);
+                let row_rank = rank(query.order, start_ns, duration_ns, span_id);
+                if top.is_beyond(row_rank.0) {
+                    if query.order == Order::Newest {
+                        continue;
+                    }
+                    break;
+                }
+                let bits = Bits(row.get(3)?);
+                if let Some(partners) = partners.filter(|_| bits.sides() != Bits::SIDES) {
+                    let named = conditions.service.is_none_or(|id| row.get(5) == Ok(id))
+                        && conditions.operation.is_none_or(|id| row.get(6) == Ok(id));
+                    if !partners.keep(query, &RowView { span_id, bits, named }) {
+                        continue;
+                    }
+                }
+                top.offer(row_rank, Candidate { chunk: idx, row: row.get(0)?, bits });
+            }
+        }
+        Ok(())
+    };
+    scan().map_err(|error| sqlite_error(&chunk.path, error))
+}
+
+/// Loads the one-sided rows of the window; `None`, with a warning, if there are too many.
+fn load_partners(session: &mut Session, query: &SpanQuery) -> Result<Option<Partners>, StoreError> {
+    let window = SpanQuery {
+        since_unix_ns: query.since_unix_ns.saturating_sub(SKEW_NS),
+        until_unix_ns: query.until_unix_ns.saturating_add(SKEW_NS),
+        min_duration_ns: None,
+        ..query.clone()
+    };
+    let mut rows: Vec<Partner> = Vec::new();
+    for idx in 0..session.chunks.len() {
+        let one_sided = |zone: &Zone| zone.clients + zone.servers > 0 && may_match(&window, zone);
+        if rows.len() > PARTNERS_MAX || !session.zone(idx)?.is_some_and(|zone| one_sided(&zone)) {
+            continue;
+        }
+        session.with(idx, |chunk| {
+            let service = name_id(chunk, query.service.as_ref())?;
+            let operation = name_id(chunk, query.operation.as_ref())?;
+            let mut load = || -> rusqlite::Result<()> {
+                let mut select = chunk.connection.prepare_cached(
+                    "SELECT id, span_id, bits, service, operation FROM spans
+                     WHERE id >= ?1 AND id < ?2 AND bits & 3 <> 3",
+                )?;
+                for (group, _) in chunk.groups.iter().filter(|(_, zone)| one_sided(zone)) {
+                    let mut found = select.query((group * GROUP_ROWS, (group + 1) * GROUP_ROWS))?;
+                    while let Some(row) = found.next()? {
+                        rows.push(Partner {
+                            row: row.get(0)?,
+                            span_id: SpanId(row.get::<_, i64>(1)? as u64),
+                            chunk: idx as u32,
+                            bits: row.get(2)?,
+                            named: service.is_none_or(|id| row.get(3) == Ok(id))
+                                && operation.is_none_or(|id| row.get(4) == Ok(id)),
+                        });
+                    }
+                    if rows.len() > PARTNERS_MAX {
+                        break;
+                    }
+                }
+                Ok(())
+            };
+            load().map_err(|error| sqlite_error(&chunk.path, error))
+        })?;
+    }
+    if rows.len() > PARTNERS_MAX {
+        session.warn(format!(
+            "more than {PARTNERS_MAX} RPCs of the window were seen from one end only: some may be missing, \
+             ask for a shorter time"
+        ));
+        return Ok(None);
+    }
+    rows.sort_unstable_by_key(|partner| partner.span_id);
+    Ok(Some(Partners { rows }))
+}
+
+/// Loads the candidates with all that other rows know of them; the merged spans that match, in order.
+fn complete(
+    session: &mut Session,
+    query: &SpanQuery,
+    uniform: bool,
+    partners: Option<&Partners>,
+    top: Top,
+) -> Result<Vec<(Rank, Span)>, StoreError> {
+    let mut wanted: Vec<(usize, i64)> = Vec::with_capacity(top.rows.len());
+    let mut lookups: Vec<SpanId> = Vec::new();
+    for (rank, candidate) in &top.rows {
+        wanted.push((candidate.chunk, candidate.row));
+        match partners {
+            Some(partners) => {
+                wanted.extend(
+                    partners
+                        .of(rank.1)
+                        .iter()
+                        .map(|partner| (partner.chunk as usize, i64::from(partner.row))),
+                );
+            }
+            // A whole row may still be a fragment's, and its trace known elsewhere.
+            None if !uniform && candidate.bits.sides() != Bits::SIDES
+                || candidate.bits.0 & Bits::FRAGMENT != 0 =>
+            {
+                lookups.push(rank.1);
+            }
+            None => {}
+        }
+    }
+    wanted.sort_unstable();
+    wanted.dedup();
+    let mut rows: FxHashMap<SpanId, Vec<Span>> = FxHashMap::default();
+    for of_chunk in wanted.chunk_by(|a, b| a.0 == b.0) {
+        let idx = of_chunk[0].0;
+        let ids: Vec<i64> = of_chunk.iter().map(|(_, row)| *row).collect();
+        for span in load_rows(session, idx, &ids)? {
+            rows.entry(span.span_id).or_default().push(span);
+        }
+    }
+    lookups.truncate(LOOKUPS_MAX.max(query.limit));
+    for (span_id, found) in session.rows_of_spans(&lookups)? {
+        rows.entry(span_id).or_default().extend(found);
+    }
+    let mut spans: Vec<(Rank, Span)> = rows
+        .into_values()
+        .filter_map(merge_rows)
+        .filter(|span| matches(query, span))
+        .map(|span| (rank(query.order, span.start_ns(), span.duration_ns(), span.span_id), span))
+        .collect();
+    spans.sort_by_key(|(rank, _)| *rank);
+    Ok(spans)
+}
+
+fn load_rows(session: &mut Session, idx: usize, ids: &[i64]) -> Result<Vec<Span>, StoreError> {
+    let sql = format!("SELECT {SPAN_COLUMNS} FROM spans s WHERE id = ?1");
+    let unpacked = session.with(idx, |chunk| {
+        let mut raw = Vec::with_capacity(ids.len());
+        let mut load = || -> rusqlite::Result<()> {
+            let mut select = chunk.connection.prepare_cached(&sql)?;
+            for id in ids {
+                raw.extend(select.query_row([id], RawRow::read).optional()?);
+            }
+            Ok(())
+        };
+        load().map_err(|error| sqlite_error(&chunk.path, error))?;
+        Ok(raw.iter().map(|row| chunk.span_of(row)).collect::<Vec<_>>())
+    })?;
+    session.take_spans(idx, unpacked.unwrap_or_default())
+}
