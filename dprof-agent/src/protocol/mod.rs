@@ -9,6 +9,7 @@ use std::borrow::Cow;
 mod answers;
 pub mod detect;
 mod hash;
+pub mod redact;
 mod resp;
 #[cfg(test)]
 mod testing;

@@ -12,7 +12,11 @@ pub mod options;
 pub mod probe;
 pub mod process;
 pub mod record;
+pub mod recording;
+pub mod redact;
+pub mod replay;
 pub mod service_name;
+pub mod tee;
 
 use std::time::Duration;
 

@@ -143,15 +143,12 @@ fn unescape_unit(name: &str) -> String {
     while let Some(at) = rest.find("\\x") {
         text.push_str(&rest[..at]);
         let code = rest.get(at + 2..at + 4).and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        match code.filter(u8::is_ascii) {
-            Some(code) => {
-                text.push(char::from(code));
-                rest = &rest[at + 4..];
-            }
-            None => {
-                text.push_str("\\x");
-                rest = &rest[at + 2..];
-            }
+        if let Some(code) = code.filter(u8::is_ascii) {
+            text.push(char::from(code));
+            rest = &rest[at + 4..];
+        } else {
+            text.push_str("\\x");
+            rest = &rest[at + 2..];
         }
     }
     text + rest

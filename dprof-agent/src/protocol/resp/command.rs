@@ -226,6 +226,19 @@ pub(super) fn find_subcommand(container: &Command, name: &[u8]) -> Option<&'stat
     TABLE.get(&*upper)
 }
 
+/// Whether these bytes begin the name of a known command, or of a subcommand of `container`. Slow: a walk over the
+/// table.
+pub(super) fn begins_a_name(container: Option<&str>, bytes: &[u8]) -> bool {
+    let begins = |name: &[u8]| name.get(..bytes.len()).is_some_and(|name| name.eq_ignore_ascii_case(bytes));
+    match container {
+        None => TABLE.keys().any(|name| begins(name)),
+        Some(container) => TABLE
+            .keys()
+            .filter_map(|name| name.strip_prefix(container.as_bytes())?.strip_prefix(b" "))
+            .any(begins),
+    }
+}
+
 /// Whether an unknown name looks like a command: then it is an operation, else it might be anything.
 pub(super) fn looks_like_a_name(name: &[u8]) -> bool {
     name.len() <= NAME_BYTES_MAX

@@ -7,6 +7,7 @@ mod boundary;
 mod command;
 mod inline;
 mod number;
+pub(in crate::protocol) mod redact;
 mod reply;
 mod request;
 mod subscriptions;

@@ -1,0 +1,223 @@
+//! Masking as text: inputs in the notation of `testing`; what is written of them; and that a parser says the same
+//! of what is written as of what came.
+
+use proptest::prelude::Rng as _;
+use proptest::test_runner::{RngAlgorithm, TestRng};
+
+use super::*;
+use crate::protocol::testing::{Step, cut, run, show, steps};
+use crate::protocol::{ALL, Protocol};
+
+fn mask(steps: &[Step], joined: bool, role: Option<Direction>) -> Vec<Step> {
+    let mut mask = ConnectionMask::new(role, joined);
+    let mut masked = steps.to_vec();
+    for step in &mut masked {
+        match step {
+            Step::Bytes(direction, bytes) => mask.mask(*direction, bytes),
+            Step::Gap(direction, len) => mask.gap(*direction, *len),
+            Step::End(_) => {}
+        }
+    }
+    masked
+}
+
+/// All bytes of a direction in one piece.
+fn joined_bytes(steps: &[Step], wanted: Direction) -> Vec<u8> {
+    let bytes = |step: &Step| match step {
+        Step::Bytes(direction, bytes) if *direction == wanted => bytes.clone(),
+        _ => Vec::new(),
+    };
+    steps.iter().flat_map(bytes).collect()
+}
+
+fn protocol(name: &str) -> &'static dyn Protocol {
+    *ALL.iter().find(|protocol| protocol.name() == name).expect("a known protocol")
+}
+
+/// Checks that a parser says of masked bytes what it says of the bytes, however they are cut, and that no byte of
+/// `secret` words is left.
+#[track_caller]
+fn check_same(name: &str, joined: bool, input: &str) {
+    let original = steps(input);
+    let said = show(&run(protocol(name), joined, &original));
+    let mut rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut parts = vec![original.clone(), cut(&original, |_| 1)];
+    parts.extend((0..20).map(|_| cut(&original, |left| 1 + rng.next_u32() as usize % left.min(40))));
+    for part in parts {
+        let masked = mask(&part, joined, Some(Direction::Out));
+        assert_eq!(show(&run(protocol(name), joined, &masked)), said, "of\n{input}\nmasked\n{masked:?}");
+        for direction in [Direction::Out, Direction::In] {
+            let bytes = joined_bytes(&masked, direction);
+            assert_eq!(bytes.len(), joined_bytes(&original, direction).len());
+            let text = String::from_utf8_lossy(&bytes).to_lowercase();
+            assert!(!text.contains("secret"), "{text}\nof\n{input}");
+        }
+    }
+}
+
+/// Checks what is written of the request direction (or of the replies, after `<`).
+#[track_caller]
+fn check_written(input: &str, expected: &str) {
+    let masked = mask(&steps(input), false, Some(Direction::Out));
+    let direction = if expected.starts_with('<') { Direction::In } else { Direction::Out };
+    let text = String::from_utf8_lossy(&joined_bytes(&masked, direction)).replace("\r\n", " ");
+    assert_eq!(text.trim_end(), expected.trim_start_matches("< ").trim_end(), "of {input}");
+}
+
+#[test]
+fn of_redis_commands_names_and_keys_stay() {
+    check_written("> *3 $3 SET $1 a $5 hello", "*3 $3 SET $1 a $5 ?????");
+    check_written("> *2 $4 AUTH $6 secret", "*2 $4 AUTH $6 ??????");
+    check_written("> *4 $4 EVAL $6 secret $1 1 $1 k", "*4 $4 EVAL $6 ?????? $1 1 $1 k");
+    check_written("> *4 $6 CONFIG $3 SET $4 pass $1 x", "*4 $6 CONFIG $3 SET $4 ???? $1 ?");
+    check_written("> *2 $3 FOO $6 secret", "*2 $3 FOO $6 ??????");
+    check_written("> *1 $6 secret", "*1 $6 secret");
+    check_written("> *1 $8 se\\scret!", "*1 $8 se??????");
+    check_written("> SET\\sa\\ssecret", "SET a ??????");
+    check_written("> set\\sa\\s\"sec\\sret\"", "set a \"???????\"");
+}
+
+#[test]
+fn of_redis_replies_status_words_stay() {
+    check_written(
+        "< +OK +secret -WRONGTYPE\\ssecret :42 $6 secret",
+        "< +OK +?????? -WRONGTYPE ?????? :11 $6 ??????",
+    );
+    check_written("< *3 $7 message $1 c $6 secret", "< *3 $7 message $1 ? $6 ??????");
+    check_written("< *2 $3 GET $6 secret", "< *2 $3 ??? $6 ??????");
+    check_written("< ,3.14 #f _ (123 !9 ERR\\ssecre", "< ,1.11 #t _ (111 !9 ERR ?????");
+}
+
+#[test]
+fn of_http_framing_and_known_headers_stay() {
+    check_written(
+        ">| POST /a?token=secret HTTP/1.1|Host: h|Authorization: secret|Content-Length: 6||secret",
+        "POST /a????????????? HTTP/1.1 Host: h Authorization: ?????? Content-Length: 6  ??????",
+    );
+    check_written(
+        "<| HTTP/1.1 200 OK|Set-Cookie: secret x|Transfer-Encoding: chunked||6;a=b|secret|0|X: secret||",
+        "< HTTP/1.1 200 ?? Set-Cookie: ?????? ? Transfer-Encoding: chunked  6;??? ?????? 0 X:???????",
+    );
+}
+
+#[test]
+fn what_no_grammar_fits_is_masked() {
+    check_written("> secret", "se\0\0\0\0 ");
+    check_written(">\" \\x16\\x03secret", "\0\0\0\0\0\0\0\0");
+    check_written(">| GET /path secret|secret||", "GET /path ?????? se\0\0\0\0 ");
+    check_written(">| zork secret", "z\0\0\0\0\0\0\0\0\0\0");
+}
+
+#[test]
+fn redis_reads_the_same() {
+    for request in [
+        "*1 $4 PING",
+        "*2 $3 get $1 a",
+        "*3 $3 SET $1 a $6 secret",
+        "*6 $4 MSET $1 a $6 secret $1 b $6 secret $3 odd",
+        "*4 $5 BLPOP $1 a $1 b $1 0",
+        "*6 $4 EVAL $6 secret $1 2 $1 a $1 b $6 secret",
+        "*8 $5 XREAD $5 COUNT $1 1 $7 STREAMS $1 a $1 b $6 secret $6 secret",
+        "*7 $10 XREADGROUP $5 GROUP $7 streams $1 c $7 STREAMS $1 a $6 secret",
+        "*3 $6 OBJECT $8 ENCODING $1 a",
+        "*5 $5 HELLO $1 3 $4 AUTH $4 user $6 secret",
+        "*3 $13 My.Module-Cmd $3 key $6 secret",
+        "*2 $6 9lives $6 secret",
+        "*3 $6 CLIENT $5 REPLY $4 SKIP *2 $4 INCR $1 a",
+        "*3 $8 REPLCONF $14 listening-port $4 6380",
+        "*3 $9 SUBSCRIBE $1 a $1 b",
+        "set\\sa\\ssecret",
+    ] {
+        check_same("redis", false, &format!("> {request} *1 $4 PING\n< +OK +OK"));
+    }
+}
+
+#[test]
+fn redis_replies_read_the_same() {
+    for reply in [
+        "$6 secret",
+        "$-1",
+        "-WRONGTYPE\\ssecret",
+        "-secret\\sx",
+        ":123456",
+        "*3 $6 secret :5 *1 $6 secret",
+        "%1 +key $6 secret",
+        ">3 $7 message $1 c $6 secret",
+        "|1 +k $6 secret $6 secret",
+        "=10 txt:secret",
+        "!12 ERR\\ssecret.2",
+        ",1.5e3",
+        "(123456789012345678901234567890",
+        "#t",
+        "_",
+    ] {
+        check_same("redis", false, &format!("> *2 $3 GET $1 a *1 $4 PING\n< {reply} +PONG"));
+    }
+}
+
+#[test]
+fn redis_sessions_read_the_same() {
+    check_same(
+        "redis",
+        false,
+        "> *3 $9 SUBSCRIBE $1 a $1 b
+         < *3 $9 subscribe $1 a :1 *3 $9 subscribe $1 b :2 *3 $7 message $1 a $6 secret
+         > *1 $11 UNSUBSCRIBE
+         < *3 $11 unsubscribe $1 a :1 *3 $11 unsubscribe $1 b :0
+         > *1 $4 PING\n< +PONG",
+    );
+    check_same("redis", false, "> *1 $7 MONITOR\n< +OK +1.5\\s[0\\sx]\\s\"secret\"\n> *1 $5 RESET\n< +RESET");
+    check_same(
+        "redis",
+        false,
+        "> *3 $5 PSYNC $1 ? $2 -1\n<\" +FULLRESYNC x 0\\r\\n$6\\r\\nsecret\n> *1 $4 PING",
+    );
+}
+
+#[test]
+fn holes_and_late_starts_read_the_same() {
+    check_same(
+        "redis",
+        false,
+        "> *3 $3 SET $1 a $20 secret\n>~ 12\n>\" \\r\\n\n< +OK\n> *2 $3 GET $1 a\n< $1 b",
+    );
+    check_same(
+        "redis",
+        false,
+        "> *3 $3 SET $1 a $30 secret\n>~ 50\n> *2 $3 GET $1 a\n< +OK\n> *1 $4 PING\n< +PONG",
+    );
+    check_same("redis", false, "> *2 $3 GET $1 a\n< $30 secret\n<~ 50\n> *1 $4 PING\n< +PONG");
+    check_same("redis", true, "> secret *2 $3 GET $1 a *1 $4 PING\n< +OK\n> *2 $3 GET $1 b\n< $6 secret");
+}
+
+#[test]
+fn without_a_known_role_values_are_masked_too() {
+    for direction in ['>', '<'] {
+        let input = format!("{direction} *3 $3 SET $1 a $6 secret *2 $6 secret $6 secret $6 secret");
+        let masked = mask(&steps(&input), false, None);
+        let text: String = [Direction::Out, Direction::In]
+            .map(|direction| String::from_utf8_lossy(&joined_bytes(&masked, direction)).into_owned())
+            .concat();
+        assert_eq!(text.replace("\r\n", " "), "*3 $3 SET $1 a $6 ?????? *2 $6 se???? $6 ?????? $6 ?????? ");
+    }
+}
+
+#[test]
+fn any_bytes_keep_their_length_and_never_panic() {
+    let mut rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let alphabet = b"*$+-:0123\r\n \"'?;GETSPUHhtp/1.:xX\0\xff";
+    for _ in 0..3000 {
+        let mut connection = ConnectionMask::new(None, rng.next_u32().is_multiple_of(2));
+        for _ in 0..rng.next_u32() % 20 {
+            let direction = if rng.next_u32().is_multiple_of(2) { Direction::Out } else { Direction::In };
+            let len = rng.next_u32() as usize % 60;
+            let mut bytes: Vec<u8> =
+                (0..len).map(|_| alphabet[rng.next_u32() as usize % alphabet.len()]).collect();
+            connection.mask(direction, &mut bytes);
+            assert_eq!(bytes.len(), len);
+            if rng.next_u32().is_multiple_of(5) {
+                connection.gap(direction, u64::from(rng.next_u32() % 100));
+            }
+        }
+    }
+}
