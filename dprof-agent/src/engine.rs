@@ -1,8 +1,30 @@
 //! The pure engine: blocks of records in, spans and rollups out.
+//!
+//! One record at a time, in the order of capture, and nothing else has an influence: neither a clock nor how
+//! records were cut into blocks. What a reader would get wrong: time is the newest time of any event; every
+//! time-out follows it, so a replay ends requests exactly where the live run did.
 
+mod connections;
+mod counters;
+mod messages;
+
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use dprof_common::model::{HostInfo, Rollup, Span, SpanId};
+use dprof_common::model::{HostInfo, ProcessInfo, Rollup, Span, SpanId};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+pub use self::counters::EngineCounters;
+use crate::decode::{Event, decode};
+use crate::link::Evidence;
+use crate::link::thread::SameThread;
+use crate::protocol::{ALL, Parsed};
+use crate::rollup::Rollups;
+use crate::source::Block;
+use crate::span::open::OpenTable;
+use crate::span::times::Clock;
+use crate::span::window::Window;
+use crate::stream::socket::{Grammar, Socket};
 
 /// What the engine is told once. Every limit has a constant with its reason beside the stage that keeps it.
 #[derive(Clone, Debug)]
@@ -64,4 +86,195 @@ pub struct OpenRequest {
 
 fn as_text<S: serde::Serializer>(id: &SpanId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(id)
+}
+
+/// Addresses of this host that are remembered: more than any machine has, fewer than memory minds.
+const LOCAL_ADDRESSES_MAX: usize = 4096;
+/// Processes that are remembered.
+const PROCESSES_MAX: usize = 65_536;
+/// Ports that listen.
+const LISTENERS_MAX: usize = 65_536;
+
+/// The engine's whole state.
+pub struct Engine {
+    config: EngineConfig,
+    grammar: Grammar,
+    clock: Clock,
+    sockets: FxHashMap<u64, Box<Socket>>,
+    /// Sockets with calls that wait for their place, and when they are looked at.
+    held: Vec<u64>,
+    held_due_ns: u64,
+    /// Connections that ended with unread data: they are closed a little later.
+    lingering: std::collections::VecDeque<(u64, dprof_common::event::CloseEvent)>,
+    processes: FxHashMap<u32, Arc<ProcessInfo>>,
+    /// Processes that have read a request.
+    serving: FxHashSet<u32>,
+    listeners: FxHashSet<(u32, u16)>,
+    local_addresses: FxHashSet<IpAddr>,
+    open: OpenTable,
+    evidence: Vec<Box<dyn Evidence>>,
+    window: Window,
+    rollups: Rollups,
+    next_message_id: u64,
+    last_lost_ns: Option<u64>,
+    counters: EngineCounters,
+    /// Kept between calls to save allocations.
+    parsed: Vec<Parsed>,
+    tick_due_ns: u64,
+}
+
+/// Turns, time-outs and minutes are looked at this often, nanoseconds of event time.
+const TICK_NS: u64 = 100_000_000;
+
+impl Engine {
+    /// An engine that has seen nothing.
+    pub fn new(config: EngineConfig) -> Self {
+        Self {
+            grammar: Grammar { protocols: ALL, unknown: config.unknown },
+            clock: Clock::new(config.clock_offset_ns, config.clock_drift_ppm),
+            sockets: FxHashMap::default(),
+            held: Vec::new(),
+            held_due_ns: u64::MAX,
+            lingering: std::collections::VecDeque::new(),
+            processes: FxHashMap::default(),
+            serving: FxHashSet::default(),
+            listeners: FxHashSet::default(),
+            local_addresses: FxHashSet::default(),
+            open: OpenTable::default(),
+            evidence: vec![Box::new(SameThread::default())],
+            window: Window::new(config.hold_ns, config.held_max),
+            rollups: Rollups::default(),
+            next_message_id: 1,
+            last_lost_ns: None,
+            counters: EngineCounters::default(),
+            parsed: Vec::new(),
+            tick_due_ns: 0,
+            config,
+        }
+    }
+
+    /// Takes a block in; what it settled is added to `out`. Damaged records are counted and passed over.
+    pub fn push(&mut self, block: &Block, out: &mut Output) {
+        for record in block.records() {
+            self.counters.records += 1;
+            match record.map(decode) {
+                Some(Ok(event)) => self.event(event, out),
+                Some(Err(_)) | None => self.counters.records_refused += 1,
+            }
+        }
+    }
+
+    /// The stream ended: everything finished is given out. Open requests are only counted: nobody saw them end.
+    pub fn finish(&mut self, out: &mut Output) {
+        self.give_up_held(u64::MAX, out);
+        while let Some((_, close)) = self.lingering.pop_front() {
+            self.close(&close, out);
+        }
+        self.window.release_all(self.clock.now_ns(), &mut out.spans);
+        self.rollups.take_all(&mut out.rollups);
+        self.counters.spans += out.spans.len() as u64;
+    }
+
+    /// Requests that are open now, oldest first.
+    pub fn open_requests(&self, limit: usize) -> Vec<OpenRequest> {
+        let now_ns = self.clock.now_ns();
+        let describe = |half: &crate::span::open::OpenHalf| {
+            let socket = self.sockets.get(&half.cookie)?;
+            let start_ns = half.request.first.wire_ns.unwrap_or(half.request.first.hook_ns);
+            Some(OpenRequest {
+                span_id: half.span_id,
+                kind: half.side,
+                service: half.process.service.clone(),
+                operation: half.request.message.operation.to_string(),
+                query_text: half.request.message.text.clone(),
+                local: socket.local,
+                peer: socket.peer,
+                start_unix_ns: half.offset.unix_ns(start_ns),
+                age_ns: now_ns.saturating_sub(start_ns),
+            })
+        };
+        self.open.iter().filter_map(describe).take(limit).collect()
+    }
+
+    /// Counters and gauges.
+    pub fn counters(&self) -> EngineCounters {
+        EngineCounters {
+            spans_released_early: self.window.counters.released_early,
+            tops_forgotten: self.window.counters.tops_forgotten,
+            rollups_other: self.rollups.counters().other,
+            connections: self.sockets.len() as u64,
+            open_requests: self.open.len() as u64,
+            held: self.window.len() as u64,
+            ..self.counters
+        }
+    }
+
+    fn event(&mut self, event: Event<'_>, out: &mut Output) {
+        match event {
+            Event::Open(open) => self.announce(&open),
+            Event::Close(close) => self.closing(close, out),
+            Event::Send(send, payload) => self.send(&send, payload, out),
+            Event::Recv(recv, payload) => self.recv(&recv, payload, out),
+            Event::Arrivals(arrivals) => {
+                if let Some(socket) = self.sockets.get_mut(&arrivals.sock) {
+                    socket.arrivals.clear();
+                    socket.arrivals.extend(arrivals.iter());
+                }
+            }
+            Event::Retransmit(resent) => {
+                if let Some(socket) = self.sockets.get_mut(&resent.sock) {
+                    socket.note_resent(resent.start_pos, resent.end_pos);
+                    for span_id in socket.answered_in(resent.start_pos, resent.end_pos) {
+                        self.window.resent(span_id);
+                    }
+                }
+            }
+            Event::Listen(listen) => {
+                let key = (listen.netns, listen.port);
+                if listen.header.flags & dprof_common::event::flag::GONE != 0 {
+                    self.listeners.remove(&key);
+                } else if self.listeners.len() < LISTENERS_MAX {
+                    self.listeners.insert(key);
+                }
+            }
+            Event::Process(process) => {
+                if self.processes.len() >= PROCESSES_MAX && !self.processes.contains_key(&process.pid) {
+                    self.processes.clear();
+                    self.serving.clear();
+                }
+                self.processes.insert(process.pid, Arc::new(process));
+            }
+            Event::Clock(clock) => self.clock.tick(&clock),
+            Event::Lost(lost) => {
+                self.counters.events_lost += lost.count;
+                self.last_lost_ns = Some(lost.time_ns);
+                for evidence in &mut self.evidence {
+                    evidence.disturbed(0);
+                }
+            }
+        }
+        self.pass_time(out);
+    }
+
+    /// An event of this time was seen.
+    fn see(&mut self, event_ns: u64) {
+        if !self.clock.see(event_ns) {
+            self.counters.times_refused += 1;
+        }
+    }
+
+    /// Everything that is due by now.
+    fn pass_time(&mut self, out: &mut Output) {
+        let now_ns = self.clock.now_ns();
+        if now_ns >= self.held_due_ns {
+            self.give_up_held(now_ns, out);
+        }
+        let before = out.spans.len();
+        self.window.release(now_ns, &mut out.spans);
+        self.counters.spans += (out.spans.len() - before) as u64;
+        if now_ns >= self.tick_due_ns {
+            self.tick_due_ns = now_ns.saturating_add(TICK_NS);
+            self.tick(now_ns, out);
+        }
+    }
 }

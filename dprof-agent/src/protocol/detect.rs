@@ -32,7 +32,11 @@ pub fn detect(head: &Head<'_>, excluded: &[&str]) -> Detection {
     detect_among(ALL, head, excluded)
 }
 
-fn detect_among(protocols: &[&'static dyn Protocol], head: &Head<'_>, excluded: &[&str]) -> Detection {
+pub(crate) fn detect_among(
+    protocols: &[&'static dyn Protocol],
+    head: &Head<'_>,
+    excluded: &[&str],
+) -> Detection {
     let full = head.bytes.iter().any(|bytes| bytes.len() >= HEAD_BYTES_MAX);
     let head = Head { bytes: head.bytes.map(|bytes| &bytes[..bytes.len().min(HEAD_BYTES_MAX)]), ..*head };
     let mut undecided = false;

@@ -1,0 +1,304 @@
+//! Connections: sockets appear, move bytes, and end.
+
+use bytes::Bytes;
+use dprof_common::event::{CloseEvent, OpenEvent, RecvEvent, SendEvent, flag};
+use dprof_common::model::Status;
+
+use super::{Engine, LOCAL_ADDRESSES_MAX, Output};
+use crate::protocol::{Direction, Parsed};
+use crate::stream::position::{HELD_CALLS_MAX, HELD_NS, Place};
+use crate::stream::socket::{Role, Socket, Transition};
+use crate::stream::{Call, Chunk, Wire};
+
+/// A connection that ended with data in its receive queue is kept this long, nanoseconds: the data can still be
+/// read.
+const LINGER_NS: u64 = 1_000_000_000;
+/// Connections that linger at once.
+const LINGERING_MAX: usize = 4096;
+/// A loss of events this long ago may still explain a gap, nanoseconds.
+const LOSS_MEMORY_NS: u64 = 1_000_000_000;
+/// Changes of protocol within one call: an upgrade, or a mistake and a second thought.
+const TRANSITIONS_MAX: usize = 4;
+
+impl Engine {
+    /// A socket is seen for the first time (or its announcement comes again).
+    pub(super) fn announce(&mut self, open: &OpenEvent) {
+        self.see(open.time_ns);
+        if self.sockets.get(&open.sock).is_some_and(|socket| socket.is_same(open)) {
+            return;
+        }
+        if let Some(mut old) = self.sockets.remove(&open.sock) {
+            // The same socket was connected anew and the close between was lost.
+            self.end_requests(&mut old, Status::NoReply, open.time_ns);
+        }
+        self.make_room();
+        let mut socket = Box::new(Socket::new(open));
+        if self.local_addresses.len() < LOCAL_ADDRESSES_MAX {
+            self.local_addresses.insert(socket.local.ip());
+        }
+        if socket.role == Role::Unknown {
+            // Who listens on the port is the accepting side. A peer of this host is looked up in every namespace.
+            let peer_listens = || {
+                self.local_addresses.contains(&socket.peer.ip())
+                    && self.listeners.iter().any(|(_, port)| *port == socket.peer.port())
+            };
+            if self.listeners.contains(&(socket.netns, socket.local.port())) {
+                socket.role = Role::Passive;
+            } else if peer_listens() {
+                socket.role = Role::Active;
+            }
+        }
+        socket.last_used = self.counters.records;
+        self.sockets.insert(open.sock, socket);
+    }
+
+    /// Forgets the connections that were not used for longest when there are too many: an eighth at once, so that
+    /// the search is paid by many announcements.
+    fn make_room(&mut self) {
+        if self.sockets.len() < self.config.connections_max {
+            return;
+        }
+        let mut by_use: Vec<(u64, u64)> =
+            self.sockets.values().map(|socket| (socket.last_used, socket.cookie)).collect();
+        by_use.sort_unstable();
+        by_use.truncate(self.config.connections_max / 8 + 1);
+        for (_, cookie) in by_use {
+            if let Some(mut socket) = self.sockets.remove(&cookie) {
+                self.counters.connections_forgotten += 1;
+                self.end_requests(&mut socket, Status::Unknown, self.clock.now_ns());
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, send: &SendEvent, payload: &[u8], out: &mut Output) {
+        self.see(send.time_ns);
+        let departed = send.unsent < send.header.size;
+        let call = Call {
+            direction: Direction::Out,
+            end_pos: send.end_pos,
+            size: send.header.size,
+            tgid: (send.pid_tgid >> 32) as u32,
+            tid: send.pid_tgid as u32,
+            hook_ns: send.time_ns,
+            wire: Wire::Departed { unsent: if departed { send.unsent } else { send.header.size } },
+            approximate: send.header.flags & flag::APPROXIMATE != 0,
+        };
+        if let Some(socket) = self.sockets.get_mut(&send.sock) {
+            socket.srtt_us = send.srtt_us;
+        }
+        self.call(send.sock, call, payload, out);
+    }
+
+    pub(super) fn recv(&mut self, recv: &RecvEvent, payload: &[u8], out: &mut Output) {
+        self.see(recv.read_ns);
+        let wire = if recv.header.flags & flag::NO_ARRIVAL != 0 {
+            Wire::Unknown
+        } else {
+            Wire::Arrived { first_ns: recv.arrived_first_ns, last_ns: recv.arrived_last_ns }
+        };
+        let call = Call {
+            direction: Direction::In,
+            end_pos: recv.end_pos,
+            size: recv.header.size,
+            tgid: (recv.pid_tgid >> 32) as u32,
+            tid: recv.pid_tgid as u32,
+            hook_ns: recv.read_ns,
+            wire,
+            approximate: recv.header.flags & flag::APPROXIMATE != 0,
+        };
+        self.call(recv.sock, call, payload, out);
+    }
+
+    /// One call: its place in the stream is found at once, or it waits with those that follow.
+    fn call(&mut self, cookie: u64, call: Call, payload: &[u8], out: &mut Output) {
+        let Some(mut socket) = self.sockets.remove(&cookie) else {
+            self.counters.calls_without_socket += 1;
+            return;
+        };
+        socket.last_used = self.counters.records;
+        if socket.held.is_empty() {
+            match socket.place(&call) {
+                Place::Fits { start } => {
+                    socket.positions.fitted(call.direction);
+                    let chunk = Chunk { call, start, size: u64::from(call.size), payload };
+                    self.deliver(&mut socket, &chunk, out);
+                }
+                Place::AfterGap { .. } | Place::Overlaps { .. } => {
+                    socket.hold(call, payload);
+                    self.held.push(cookie);
+                    self.held_due_ns = self.held_due_ns.min(self.clock.now_ns().saturating_add(HELD_NS));
+                }
+                Place::Impossible => self.counters.positions_impossible += 1,
+            }
+        } else {
+            socket.hold(call, payload);
+            let positions = socket.positions;
+            if positions.resolve(&mut socket.held) {
+                self.counters.reordered += 1;
+                self.deliver_held(&mut socket, out);
+            } else if socket.held.len() >= HELD_CALLS_MAX {
+                self.give_up(&mut socket, out);
+            }
+        }
+        self.sockets.insert(cookie, socket);
+    }
+
+    /// Gives up waiting on every socket whose calls have waited long enough by `now_ns`.
+    pub(super) fn give_up_held(&mut self, now_ns: u64, out: &mut Output) {
+        let mut waiting = std::mem::take(&mut self.held);
+        self.held_due_ns = u64::MAX;
+        waiting.sort_unstable();
+        waiting.dedup();
+        for cookie in waiting {
+            let Some(mut socket) = self.sockets.remove(&cookie) else { continue };
+            if let Some(first) = socket.held.first() {
+                let due_ns = first.call.hook_ns.saturating_add(HELD_NS);
+                if due_ns <= now_ns {
+                    self.give_up(&mut socket, out);
+                } else {
+                    self.held.push(cookie);
+                    self.held_due_ns = self.held_due_ns.min(due_ns);
+                }
+            }
+            self.sockets.insert(cookie, socket);
+        }
+    }
+
+    fn give_up(&mut self, socket: &mut Socket, out: &mut Output) {
+        let now_ns = self.clock.now_ns();
+        let lost = self.last_lost_ns.is_some_and(|lost_ns| now_ns.saturating_sub(lost_ns) < LOSS_MEMORY_NS);
+        let mut positions = socket.positions;
+        positions.give_up(&mut socket.held, lost);
+        socket.positions = positions;
+        self.deliver_held(socket, out);
+    }
+
+    fn deliver_held(&mut self, socket: &mut Socket, out: &mut Output) {
+        for held in std::mem::take(&mut socket.held) {
+            let (call, payload): (Call, Bytes) = (held.call, held.payload);
+            socket.arrivals = held.arrivals;
+            let chunk = |start| Chunk { call, start, size: u64::from(call.size), payload: &payload };
+            match socket.place(&call) {
+                Place::Fits { start } => self.deliver(socket, &chunk(start), out),
+                Place::AfterGap { start, missing } => {
+                    self.counters.gaps += 1;
+                    self.counters.gap_bytes += missing;
+                    let mut parsed = std::mem::take(&mut self.parsed);
+                    socket.gap(call.direction, start - missing, missing, &mut parsed);
+                    socket.positions.advance(call.direction, start);
+                    self.parsed(socket, None, &mut parsed);
+                    self.parsed = parsed;
+                    self.deliver(socket, &chunk(start), out);
+                }
+                Place::Overlaps { start } => {
+                    self.counters.overlaps += 1;
+                    let next = socket.positions.next(call.direction).unwrap_or(start);
+                    let rest = chunk(start).from_pos(next);
+                    if rest.size > 0 {
+                        self.deliver(socket, &rest, out);
+                    }
+                }
+                Place::Impossible => self.counters.positions_impossible += 1,
+            }
+        }
+    }
+
+    /// A call's bytes, at their place.
+    fn deliver(&mut self, socket: &mut Socket, chunk: &Chunk<'_>, out: &mut Output) {
+        let direction = chunk.call.direction;
+        let mut none = Vec::new();
+        let arrivals = if direction == Direction::In { &mut socket.arrivals } else { &mut none };
+        socket.timelines[direction.idx()].push(chunk, arrivals);
+        socket.previous_call_ns = socket.last_call_ns;
+        socket.last_call_ns = chunk.call.hook_ns;
+        let mut parsed = std::mem::take(&mut self.parsed);
+        if !socket.is_ignored() {
+            socket.feed(chunk, self.grammar, &mut parsed);
+            self.parsed(socket, Some(chunk), &mut parsed);
+        }
+        self.parsed = parsed;
+        socket.positions.advance(direction, chunk.end());
+        socket.trim();
+        if let Some(bytes) = socket.changed_payload_limit() {
+            out.payload_limits.push((socket.cookie, bytes));
+        }
+    }
+
+    /// What a parser said. Changes of protocol feed the rest of `chunk` again.
+    fn parsed(&mut self, socket: &mut Socket, chunk: Option<&Chunk<'_>>, parsed: &mut Vec<Parsed>) {
+        for _ in 0..TRANSITIONS_MAX {
+            let mut transition = None;
+            self.messages(socket, parsed, &mut transition);
+            let Some(transition) = transition else { return };
+            if matches!(transition, Transition::Mistaken) {
+                self.counters.mistaken += 1;
+                self.forget_requests(socket);
+            }
+            let Some(chunk) = chunk else {
+                socket.change(transition, Direction::Out);
+                return;
+            };
+            let Some(again) = socket.change(transition, chunk.call.direction) else { return };
+            let rest = chunk.from_pos(again);
+            if rest.size > 0 {
+                socket.feed(&rest, self.grammar, parsed);
+            }
+        }
+    }
+
+    /// A connection ended, perhaps with data that its process still reads.
+    pub(super) fn closing(&mut self, close: CloseEvent, out: &mut Output) {
+        self.see(close.time_ns);
+        let Some(socket) = self.sockets.get(&close.sock) else { return };
+        // A FIN counts as a byte.
+        let unread = socket.positions.next(Direction::In).is_some_and(|next| next + 1 < close.recv_pos);
+        if unread && close.header.flags & flag::RESET == 0 && self.lingering.len() < LINGERING_MAX {
+            self.lingering.push_back((close.time_ns.saturating_add(LINGER_NS), close));
+        } else {
+            self.close(&close, out);
+        }
+    }
+
+    /// A connection is over.
+    pub(super) fn close(&mut self, close: &CloseEvent, out: &mut Output) {
+        let Some(mut socket) = self.sockets.remove(&close.sock) else { return };
+        if !socket.held.is_empty() {
+            self.give_up(&mut socket, out);
+        }
+        let mut parsed = std::mem::take(&mut self.parsed);
+        socket.end(&mut parsed);
+        self.parsed(&mut socket, None, &mut parsed);
+        self.parsed = parsed;
+        let status = if close.header.flags & flag::RESET != 0 { Status::Reset } else { Status::NoReply };
+        self.end_requests(&mut socket, status, close.time_ns);
+    }
+
+    /// Time-outs, turns, minutes.
+    pub(super) fn tick(&mut self, now_ns: u64, out: &mut Output) {
+        while self.lingering.front().is_some_and(|(due_ns, _)| *due_ns <= now_ns) {
+            if let Some((_, close)) = self.lingering.pop_front() {
+                self.close(&close, out);
+            }
+        }
+        if self.config.unknown {
+            let turns: Vec<u64> = self
+                .sockets
+                .values()
+                .filter(|socket| socket.is_turns())
+                .map(|socket| socket.cookie)
+                .collect();
+            for cookie in turns {
+                let Some(mut socket) = self.sockets.remove(&cookie) else { continue };
+                let mut parsed = std::mem::take(&mut self.parsed);
+                socket.flush_turn(now_ns, &mut parsed);
+                self.parsed(&mut socket, None, &mut parsed);
+                self.parsed = parsed;
+                self.sockets.insert(cookie, socket);
+            }
+        }
+        self.time_out(now_ns);
+        if self.clock.is_set() {
+            self.rollups.take_finished(self.clock.offset().unix_ns(now_ns), &mut out.rollups);
+        }
+    }
+}

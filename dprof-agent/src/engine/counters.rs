@@ -1,0 +1,85 @@
+//! Every way in which the engine lost or doubted data, each with its own counter.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters since the start, and gauges of now.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct EngineCounters {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl EngineCounters {
+            /// Name and value of each.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Records seen.
+    records,
+    /// Records refused: unknown kind, cut short, damaged.
+    records_refused,
+    /// Events that the source says were lost.
+    events_lost,
+    /// Times far ahead of the clock: not believed.
+    times_refused,
+    /// Calls on a socket whose announcement was lost.
+    calls_without_socket,
+    /// Calls at a position that no stream has.
+    positions_impossible,
+    /// Ranges of a stream that were not seen.
+    gaps,
+    /// Bytes in them.
+    gap_bytes,
+    /// Calls whose bytes were seen before.
+    overlaps,
+    /// Bursts of calls by several threads on one socket, put in order.
+    reordered,
+    /// Times that a parser lost the boundary of messages.
+    boundaries_lost,
+    /// Connections taken for the wrong protocol at first.
+    mistaken,
+    /// Messages found.
+    messages,
+    /// Messages that came unasked.
+    pushes,
+    /// Responses whose request was not seen.
+    responses_without_request,
+    /// Responses to requests that were given up.
+    responses_late,
+    /// Requests in the direction of responses.
+    requests_reversed,
+    /// Requests beyond the order's or the table's limit.
+    requests_beyond_limit,
+    /// Requests that ended without an answer, by close.
+    no_reply,
+    /// Requests that ended by reset.
+    reset,
+    /// Requests that ended by `max_open`.
+    timeouts,
+    /// Requests whose answer cannot be told after a loss.
+    unpaired_after_loss,
+    /// Halves whose times contradict each other.
+    times_contradictory,
+    /// Halves finished.
+    halves,
+    /// Spans given out.
+    spans,
+    /// Spans given out before their hold was over.
+    spans_released_early,
+    /// Spans whose tree's top was forgotten.
+    tops_forgotten,
+    /// Halves counted under an operation or service `(other)`.
+    rollups_other,
+    /// Connections forgotten because there were too many.
+    connections_forgotten,
+    /// Gauge: connections known.
+    connections,
+    /// Gauge: requests open.
+    open_requests,
+    /// Gauge: RPCs open or held.
+    held,
+}
