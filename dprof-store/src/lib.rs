@@ -118,7 +118,7 @@ pub enum StoreError {
         cause: String,
     },
     /// Anything else, with the store's own words.
-    #[error("{0}")]
+    #[error("{0:#}")]
     Other(#[from] anyhow::Error),
 }
 
@@ -270,6 +270,7 @@ pub trait Reader: Send + Sync {
 ///
 /// Creates the store if there is none. Two agents may share a store, but not a network namespace:
 /// [`StoreError::Busy`]. [`Retention`] is for embedded stores; Cassandra's tables carry their own.
+#[expect(clippy::unused_async, reason = "Cassandra connects")]
 pub async fn open_writer(
     url: &StoreUrl,
     run: &RunInfo,
@@ -283,6 +284,7 @@ pub async fn open_writer(
 }
 
 /// Opens a store for reading; [`StoreError::NotFound`] if there is none.
+#[expect(clippy::unused_async, reason = "Cassandra connects")]
 pub async fn open_reader(url: &StoreUrl) -> Result<Box<dyn Reader>, StoreError> {
     match url {
         StoreUrl::Sqlite(dir) => sqlite::open_reader(dir),

@@ -409,12 +409,12 @@ fn unpack_addr(bytes: &[u8]) -> Result<SocketAddr, RowError> {
     }
     let (ip, rest) = bytes.split_first_chunk::<16>().ok_or_else(error)?;
     let (port, rest) = rest.split_first_chunk::<2>().ok_or_else(error)?;
-    let (flow, scope) = match rest {
-        [] => (0, 0),
-        [a, b, c, d, e, f, g, h] => {
-            (u32::from_be_bytes([*a, *b, *c, *d]), u32::from_be_bytes([*e, *f, *g, *h]))
+    let (flow, scope) = match rest.split_first_chunk::<4>() {
+        None if rest.is_empty() => (0, 0),
+        Some((flow, scope)) => {
+            (u32::from_be_bytes(*flow), u32::from_be_bytes(<[u8; 4]>::try_from(scope).map_err(|_| error())?))
         }
-        _ => return Err(error()),
+        None => return Err(error()),
     };
     Ok(SocketAddrV6::new(Ipv6Addr::from(*ip), u16::from_be_bytes(*port), flow, scope).into())
 }

@@ -18,7 +18,7 @@ const WRITER_CACHE_KIB: i64 = 8192;
 /// Page cache of a reader, KiB.
 const READER_CACHE_KIB: i64 = 4096;
 /// How long to wait for a lock that another process holds for a moment (recovery, sealing).
-pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_millis(2000);
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Prepared statements kept per connection; there are about 15.
 const STATEMENTS_MAX: usize = 32;
 
@@ -95,27 +95,38 @@ pub(crate) fn open_for_writing(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Opens a chunk for reading, whoever writes it at the same time. The text is a warning about what may be
-/// missing.
+/// A chunk open for reading.
+pub(crate) struct Opened {
+    /// Its connection.
+    pub(crate) connection: Connection,
+    /// What may be missing, and why.
+    pub(crate) warning: Option<String>,
+    /// Its agent ended, or is, between making the file and making the tables.
+    pub(crate) is_empty: bool,
+}
+
+/// Opens a chunk for reading, whoever writes it at the same time.
 ///
 /// Reading needs no right to write: SQLite reads a write-ahead log also through a `-shm` file that it may not
-/// write to. Only when a log was left without one (a folder copied by hand) and none can be made, the log is
-/// left out.
-pub(crate) fn open_for_reading(path: &Path) -> Result<(Connection, Option<String>), StoreError> {
-    match open_read_only(path, "") {
-        Ok(connection) => Ok((connection, None)),
-        Err(StoreError::Permission { .. })
-            if std::fs::File::open(path).is_ok() && side_path(path, "-wal").exists() =>
-        {
-            let connection = open_read_only(path, "immutable=1")?;
-            let warning = format!(
-                "{}: the latest spans are in a log that only its owner can read: run once with sudo",
-                path.display()
-            );
-            Ok((connection, Some(warning)))
+/// write to. Where it will not (an agent ended while it was sealing the chunk and left a journal; a folder was
+/// copied by hand with a log but no `-shm`), the file is read as it is and only what is in a log is missing.
+pub(crate) fn open_for_reading(path: &Path) -> Result<Opened, StoreError> {
+    let (opened, warning) = match open_read_only(path, "") {
+        Err(StoreError::Permission { .. }) if std::fs::File::open(path).is_ok() => {
+            let log = std::fs::metadata(side_path(path, "-wal")).map_or(0, |meta| meta.len());
+            let warning = (log > 0).then(|| {
+                format!(
+                    "{}: the latest spans are in a log that only its owner can read: ask once with sudo",
+                    path.display()
+                )
+            });
+            (open_read_only(path, "immutable=1"), warning)
         }
-        Err(error) => Err(error),
-    }
+        opened => (opened, None),
+    };
+    let connection = opened?;
+    let is_empty = version(&connection, path)? == 0;
+    Ok(Opened { connection, warning, is_empty })
 }
 
 fn open_read_only(path: &Path, query: &str) -> Result<Connection, StoreError> {
@@ -135,11 +146,16 @@ fn open_read_only(path: &Path, query: &str) -> Result<Connection, StoreError> {
 
 /// Refuses what a newer dprof wrote. The first read of the file: finds out also whether it is one of SQLite's.
 fn check_version(connection: &Connection, path: &Path) -> Result<(), StoreError> {
-    let found = connection
-        .query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0))
-        .map_err(|error| sqlite_error(path, error))?;
+    let found = version(connection, path)?;
     if found > SCHEMA_VERSION {
         return Err(StoreError::Newer { path: path.display().to_string(), found, known: SCHEMA_VERSION });
     }
     Ok(())
+}
+
+/// The schema's version; 0 = no tables yet.
+pub(crate) fn version(connection: &Connection, path: &Path) -> Result<i64, StoreError> {
+    connection
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .map_err(|error| sqlite_error(path, error))
 }

@@ -241,7 +241,9 @@ fn rollups(session: &mut Session, query: &RollupQuery) -> Result<Vec<Rollup>, St
                 }
             }
         })?;
-        damaged.iter().for_each(|cause| session.damaged_row(idx, cause));
+        for cause in &damaged {
+            session.damaged_row(idx, cause);
+        }
     }
     let mut rows: Vec<((RunId, RollupKey), Rollup)> = sums.into_iter().collect();
     rows.sort_by(|((run_a, key_a), _), ((run_b, key_b), _)| (key_a, run_a).cmp(&(key_b, run_b)));

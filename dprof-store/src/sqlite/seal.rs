@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::access::Access;
-use super::chunk::{open_for_writing, sqlite_error};
+use super::chunk::{open_for_writing, sqlite_error, version};
 use super::filter::FilterBuilder;
 use super::live::read_groups;
 use super::lock::{self, Lock};
@@ -42,6 +42,12 @@ pub(crate) fn seal(job: Job, access: Access) -> Result<Sealed, StoreError> {
         Some(connection) => connection,
         None => open_for_writing(&path)?,
     };
+    if version(&connection, &path)? == 0 {
+        // Its agent ended before it made the tables.
+        drop(connection);
+        super::run::delete_chunk(&path)?;
+        return Ok(Sealed::Whole);
+    }
     if !has_summary(&path) {
         let (summary, filter) = summarise(&connection).map_err(|error| sqlite_error(&path, error))?;
         summary.write(&summary_path(&path), &filter, access)?;

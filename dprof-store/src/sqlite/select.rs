@@ -7,11 +7,11 @@
 //! The idea: rank rows as they are, best groups first, stopping where no row can be better (each group and chunk
 //! knows its shortest, longest, earliest, latest). The filter on a row is exact where the row can tell and lets
 //! pass where it cannot. Then complete the best rows, look again at the merged spans, and accept those that
-//! still rank above everything that was not looked at. If too few are left, take twice as many. A merged span's
+//! still rank above everything that was not looked at. If too few are left, take four times as many. A merged span's
 //! rank is that of one of its rows (the one with the client half, else the server's), so nothing is missed.
 //!
 //! Where most rows have one half and a filter concerns the other, that loop would look at everything, one by one;
-//! so after its first round the one-sided rows of the window are loaded as a sorted table ([`Partners`]).
+//! so when that takes too many rounds the one-sided rows of the window are loaded as a sorted table ([`Partners`]).
 //! Whatever was given up for bounded memory is said in a warning.
 
 use std::collections::BTreeMap;
@@ -27,16 +27,17 @@ use super::summary::Zone;
 use crate::schema::{Bits, GROUP_ROWS, relative_ns, stored_duration};
 use crate::{Order, SpanQuery, StoreError};
 
-/// Rows looked at beyond those asked for, in the first round.
+/// Rows looked at beyond those asked for, in the first round, where rows may turn out not to be asked for.
 const SLACK: usize = 16;
-/// Up to this many one-sided rows are completed by looking each up; more by [`Partners`].
-const LOOKUPS_MAX: usize = 512;
+/// Up to this many one-sided rows are completed by looking each up (0.1 ms); more by [`Partners`] (0.2 s per
+/// million rows of the window).
+const LOOKUPS_MAX: usize = 1024;
 /// One-sided rows that [`Partners`] may hold: 24 bytes each, 96 MB.
 const PARTNERS_MAX: usize = 4_000_000;
 /// Clocks of two hosts may differ by this much and the halves of an RPC still meet in [`Partners`].
 const SKEW_NS: u64 = 3600 * 1_000_000_000;
-/// Rounds of doubling.
-const ROUNDS_MAX: usize = 12;
+/// Candidates looked at one by one at most, or 4 times those asked for.
+const CAPACITY_MAX: usize = 20_000;
 
 /// Smaller is better; ties go by span id.
 type Rank = (u64, SpanId);
@@ -213,37 +214,43 @@ pub(crate) fn select(session: &mut Session, query: &SpanQuery) -> Result<Vec<Spa
     let uniform = [all.clients, all.servers].contains(&all.n_spans) || all.clients + all.servers == 0;
     let mut partners: Option<Partners> = None;
     let mut partners_tried = false;
-    let mut capacity = query.limit.saturating_add(SLACK);
-    for round in 0.. {
+    let mut known: FxHashMap<SpanId, Option<Span>> = FxHashMap::default();
+    let mut capacity = query.limit.saturating_add(if uniform { 0 } else { SLACK });
+    loop {
         let top = scan(session, query, joinable, partners.as_ref(), capacity)?;
-        let one_sided = top.rows.values().filter(|row| row.bits.sides() != Bits::SIDES).count();
-        if joinable && !partners_tried && one_sided > LOOKUPS_MAX {
+        let one_sided = top
+            .rows
+            .iter()
+            .filter(|(rank, row)| row.bits.sides() != Bits::SIDES && !known.contains_key(&rank.1));
+        if joinable && !partners_tried && one_sided.count() > LOOKUPS_MAX {
             partners_tried = true;
             partners = load_partners(session, query)?;
             if partners.is_some() {
                 continue;
             }
         }
-        let passed_over = top.passed_over;
-        let mut spans = complete(session, query, uniform, partners.as_ref(), top)?;
-        if let Some(passed_over) = passed_over {
-            spans.retain(|(rank, _)| *rank < passed_over);
-        }
-        let done = passed_over.is_none() || spans.len() >= query.limit;
-        if done || round >= ROUNDS_MAX {
-            if !done {
-                session.warn(format!("only {} of the {} best spans are certain", spans.len(), query.limit));
+        complete(session, query, uniform, partners.as_ref(), &top, &mut known)?;
+        let mut ranks: Vec<Rank> = top
+            .rows
+            .keys()
+            .filter_map(|(_, span_id)| known.get(span_id)?.as_ref())
+            .map(|span| rank(query.order, span.start_ns(), span.duration_ns(), span.span_id))
+            .filter(|rank| top.passed_over.is_none_or(|passed_over| *rank < passed_over))
+            .collect();
+        let all_seen = top.passed_over.is_none() || ranks.len() >= query.limit;
+        if all_seen || capacity >= CAPACITY_MAX.max(query.limit.saturating_mul(4)) {
+            if !all_seen {
+                session.warn(format!(
+                    "only the first {} are certain: ask for a shorter time or with fewer filters",
+                    ranks.len()
+                ));
             }
-            spans.truncate(query.limit);
-            return Ok(spans.into_iter().map(|(_, span)| span).collect());
+            ranks.sort_unstable();
+            ranks.truncate(query.limit);
+            return Ok(ranks.iter().filter_map(|(_, span_id)| known.remove(span_id)?).collect());
         }
-        if joinable && !partners_tried {
-            partners_tried = true;
-            partners = load_partners(session, query)?;
-        }
-        capacity = capacity.saturating_mul(2);
+        capacity = capacity.saturating_mul(4);
     }
-    Ok(Vec::new())
 }
 
 /// The best rows of all chunks.
@@ -468,58 +475,49 @@ fn load_partners(session: &mut Session, query: &SpanQuery) -> Result<Option<Part
     Ok(Some(Partners { rows }))
 }
 
-/// Loads the candidates with all that other rows know of them; the merged spans that match, in order.
+/// Loads those candidates that are not `known` yet, with all that other rows know of them; `None` for spans that
+/// after all are not asked for.
 fn complete(
     session: &mut Session,
     query: &SpanQuery,
     uniform: bool,
     partners: Option<&Partners>,
-    top: Top,
-) -> Result<Vec<(Rank, Span)>, StoreError> {
-    let mut wanted: Vec<(usize, i64)> = Vec::with_capacity(top.rows.len());
+    top: &Top,
+    known: &mut FxHashMap<SpanId, Option<Span>>,
+) -> Result<(), StoreError> {
+    let mut wanted: Vec<(usize, i64)> = Vec::new();
     let mut lookups: Vec<SpanId> = Vec::new();
-    for (rank, candidate) in &top.rows {
+    for ((_, span_id), candidate) in &top.rows {
+        if known.contains_key(span_id) {
+            continue;
+        }
         wanted.push((candidate.chunk, candidate.row));
-        match partners {
-            Some(partners) => {
-                wanted.extend(
-                    partners
-                        .of(rank.1)
-                        .iter()
-                        .map(|partner| (partner.chunk as usize, i64::from(partner.row))),
-                );
-            }
-            // A whole row may still be a fragment's, and its trace known elsewhere.
-            None if !uniform && candidate.bits.sides() != Bits::SIDES
-                || candidate.bits.0 & Bits::FRAGMENT != 0 =>
-            {
-                lookups.push(rank.1);
-            }
-            None => {}
+        let one_sided = candidate.bits.sides() != Bits::SIDES;
+        if let Some(partners) = partners.filter(|_| one_sided) {
+            let halves = partners.of(*span_id).iter();
+            wanted.extend(halves.map(|partner| (partner.chunk as usize, i64::from(partner.row))));
+        } else if (one_sided && !uniform) || candidate.bits.0 & Bits::FRAGMENT != 0 {
+            // Also a whole row may be a fragment's while its trace is known elsewhere.
+            lookups.push(*span_id);
         }
     }
     wanted.sort_unstable();
     wanted.dedup();
     let mut rows: FxHashMap<SpanId, Vec<Span>> = FxHashMap::default();
     for of_chunk in wanted.chunk_by(|a, b| a.0 == b.0) {
-        let idx = of_chunk[0].0;
         let ids: Vec<i64> = of_chunk.iter().map(|(_, row)| *row).collect();
-        for span in load_rows(session, idx, &ids)? {
+        for span in load_rows(session, of_chunk[0].0, &ids)? {
             rows.entry(span.span_id).or_default().push(span);
         }
     }
-    lookups.truncate(LOOKUPS_MAX.max(query.limit));
     for (span_id, found) in session.rows_of_spans(&lookups)? {
         rows.entry(span_id).or_default().extend(found);
     }
-    let mut spans: Vec<(Rank, Span)> = rows
-        .into_values()
-        .filter_map(merge_rows)
-        .filter(|span| matches(query, span))
-        .map(|span| (rank(query.order, span.start_ns(), span.duration_ns(), span.span_id), span))
-        .collect();
-    spans.sort_by_key(|(rank, _)| *rank);
-    Ok(spans)
+    known.extend(rows.into_iter().map(|(span_id, rows)| {
+        let span = merge_rows(rows).filter(|span| matches(query, span));
+        (span_id, span)
+    }));
+    Ok(())
 }
 
 fn load_rows(session: &mut Session, idx: usize, ids: &[i64]) -> Result<Vec<Span>, StoreError> {

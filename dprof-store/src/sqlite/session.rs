@@ -10,13 +10,14 @@ use dprof_common::model::{RunId, Span, SpanId, TraceId};
 use rusqlite::{Connection, Row};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::chunk::{open_for_reading, sqlite_error};
+use super::chunk::{Opened, open_for_reading, sqlite_error};
 use super::live::read_groups;
 use super::names::{NameReader, ReadError, ReadNames};
 use super::run::{ChunkFile, list_chunks, list_runs};
 use super::summary::{Summary, Zone};
 use crate::StoreError;
 use crate::rows::unpack_body;
+use crate::schema::CREATE;
 
 /// Chunks open at a time: a question about 200 chunks must not take 200 files and page caches.
 const OPEN_MAX: usize = 8;
@@ -56,18 +57,34 @@ pub(crate) struct Session {
 }
 
 impl OpenChunk {
-    fn open(path: &Path) -> Result<(Self, Option<String>), StoreError> {
-        let (connection, warning) = open_for_reading(path)?;
+    fn open(file: &ChunkFile) -> Result<(Self, Option<String>), StoreError> {
+        let path = &file.path;
+        let Opened { connection, warning, is_empty } = open_for_reading(path)?;
+        if is_empty {
+            if file.sealed.is_some() {
+                let cause = "it is empty".to_owned();
+                return Err(StoreError::Damaged { path: path.display().to_string(), cause });
+            }
+            // Questions need the tables, though not a row: they go to an empty chunk in memory.
+            let connection = Connection::open_in_memory()
+                .and_then(|memory| memory.execute_batch(CREATE).map(|()| memory))
+                .map_err(|error| sqlite_error(path, error))?;
+            let empty = Self {
+                connection,
+                path: path.clone(),
+                base_ns: 0,
+                groups: Vec::new(),
+                names: ReadNames::default(),
+            };
+            return Ok((empty, warning));
+        }
         let read = || {
             let base_ns =
                 connection.query_row("SELECT base_ns FROM chunk", [], |row| row.get::<_, i64>(0))? as u64;
             Ok((base_ns, read_groups(&connection, base_ns)?))
         };
         let (base_ns, groups) = read().map_err(|error| sqlite_error(path, error))?;
-        Ok((
-            Self { connection, path: path.to_owned(), base_ns, groups, names: ReadNames::default() },
-            warning,
-        ))
+        Ok((Self { connection, path: path.clone(), base_ns, groups, names: ReadNames::default() }, warning))
     }
 
     /// The span of a row of [`SPAN_COLUMNS`].
@@ -118,7 +135,9 @@ impl Session {
             damaged_rows: BTreeMap::new(),
             n_opened: 0,
         };
-        warnings.into_iter().for_each(|warning| session.warn(warning));
+        for warning in warnings {
+            session.warn(warning);
+        }
         for run in runs {
             match list_chunks(&run.path) {
                 Ok(files) => session.chunks.extend(files.into_iter().map(|file| Chunk {
@@ -162,12 +181,12 @@ impl Session {
     pub(crate) fn with<T>(
         &mut self,
         idx: usize,
-        mut ask: impl FnMut(&mut OpenChunk) -> Result<T, StoreError>,
+        ask: impl FnOnce(&mut OpenChunk) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
         if self.chunks[idx].broken {
             return Ok(None);
         }
-        match self.opened(idx).and_then(|chunk| ask(chunk)) {
+        match self.opened(idx).and_then(ask) {
             Ok(answer) => Ok(Some(answer)),
             Err(error @ StoreError::Newer { .. }) => Err(error),
             Err(error) => {
@@ -187,7 +206,7 @@ impl Session {
             // Most recently used last.
             self.open[at..].rotate_left(1);
         } else {
-            let (chunk, warning) = OpenChunk::open(&self.chunks[idx].file.path)?;
+            let (chunk, warning) = OpenChunk::open(&self.chunks[idx].file)?;
             self.n_opened += 1;
             if let Some(warning) = warning {
                 self.warn(warning);
@@ -265,8 +284,9 @@ impl Session {
         );
         let mut found: FxHashMap<SpanId, Vec<Span>> = FxHashMap::default();
         for idx in 0..self.chunks.len() {
-            let here: Vec<u64> = ids.iter().map(|id| id.0).filter(|id| self.may_hold(idx, *id)).collect();
-            for span in self.spans_where(idx, &[&roots, &others], here.iter().map(|id| (*id, None)))? {
+            let here: Vec<(u64, Option<u64>)> =
+                ids.iter().filter(|id| self.may_hold(idx, id.0)).map(|id| (id.0, None)).collect();
+            for span in self.spans_where(idx, &[&roots, &others], &here)? {
                 found.entry(span.span_id).or_default().push(span);
             }
         }
@@ -285,10 +305,12 @@ impl Session {
         );
         let mut found = Vec::new();
         for idx in 0..self.chunks.len() {
-            let here: Vec<TraceId> =
-                ids.iter().copied().filter(|id| self.may_hold(idx, id.0 as u64)).collect();
-            let keys = here.iter().map(|id| (id.0 as u64, Some((id.0 >> 64) as u64)));
-            found.extend(self.spans_where(idx, &[&query], keys)?);
+            let here: Vec<(u64, Option<u64>)> = ids
+                .iter()
+                .filter(|id| self.may_hold(idx, id.0 as u64))
+                .map(|id| (id.0 as u64, Some((id.0 >> 64) as u64)))
+                .collect();
+            found.extend(self.spans_where(idx, &[&query], &here)?);
             if found.len() >= limit {
                 self.warn(format!("the trace has more than {limit} rows: the rest is left out"));
                 found.truncate(limit);
@@ -302,9 +324,9 @@ impl Session {
         &mut self,
         idx: usize,
         queries: &[&str],
-        keys: impl Iterator<Item = (u64, Option<u64>)> + Clone,
+        keys: &[(u64, Option<u64>)],
     ) -> Result<Vec<Span>, StoreError> {
-        if keys.clone().next().is_none() {
+        if keys.is_empty() {
             return Ok(Vec::new());
         }
         let unpacked = self.with(idx, |chunk| {
@@ -314,7 +336,7 @@ impl Session {
                     .connection
                     .prepare_cached(query)
                     .map_err(|error| sqlite_error(&chunk.path, error))?;
-                for (first, second) in keys.clone() {
+                for &(first, second) in keys {
                     let first = first as i64;
                     let rows = match second {
                         Some(second) => select.query_map((first, second as i64), RawRow::read),

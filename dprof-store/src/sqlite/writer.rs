@@ -195,12 +195,6 @@ impl SqliteWriter {
     pub(crate) fn live_connection(&self) -> Option<&rusqlite::Connection> {
         self.live.as_ref().map(|live| &live.connection)
     }
-
-    /// For tests: the folder of the run.
-    #[cfg(test)]
-    pub(crate) fn run_path(&self) -> &Path {
-        &self.run.path
-    }
 }
 
 impl Drop for SqliteWriter {
@@ -261,9 +255,14 @@ impl Written {
     /// Adds the batches of a chunk that an earlier writer of this run left. A damaged one is passed over.
     fn read_from(&mut self, chunk: &Path) -> Result<(), StoreError> {
         let read = || {
-            let (connection, _) = open_for_reading(chunk)?;
-            let mut select =
-                connection.prepare("SELECT seq FROM batches").map_err(|error| sqlite_error(chunk, error))?;
+            let opened = open_for_reading(chunk)?;
+            if opened.is_empty {
+                return Ok(Vec::new());
+            }
+            let mut select = opened
+                .connection
+                .prepare("SELECT seq FROM batches")
+                .map_err(|error| sqlite_error(chunk, error))?;
             let seqs = select
                 .query_map([], |row| row.get::<_, i64>(0))
                 .and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>)
@@ -273,7 +272,9 @@ impl Written {
         };
         match read() {
             Ok(seqs) => {
-                seqs.into_iter().for_each(|seq| self.insert(seq as u64));
+                for seq in seqs {
+                    self.insert(seq as u64);
+                }
                 Ok(())
             }
             Err(error @ StoreError::Newer { .. }) => Err(error),
