@@ -1,10 +1,12 @@
 //! `cargo xtask`: every development command of dprof, one file each. Each sets up what it needs and lacks.
 
+mod build;
 mod build_ebpf;
-mod clock;
+mod interrupt;
 mod paths;
 mod setup;
 mod step;
+mod test;
 mod toolchain;
 
 use clap::{Parser, Subcommand};
@@ -23,11 +25,14 @@ enum Task {
     Setup,
     /// Compile the kernel programs to target/ebpf/dprof-ebpf.o
     BuildEbpf,
+    /// Run every tier of the tests, each within its budget
+    Test,
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().task {
         Task::Setup => setup::run(),
         Task::BuildEbpf => build_ebpf::run(),
+        Task::Test => test::run(),
     }
 }

@@ -12,8 +12,10 @@ use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
+use dprof_tests::subject::installed;
+
 use crate::step::{Steps, say};
-use crate::{paths, toolchain};
+use crate::toolchain;
 
 /// What a command needs installed: bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +76,8 @@ pub(crate) fn ensure(steps: &Steps, need: Need) -> Result<()> {
     ensure_beside(steps, need, || Ok(()))
 }
 
-/// The same, with `work` done meanwhile: installing waits for the network, `work` for the processor.
+/// The same, with `work` done meanwhile if anything is installed: that waits for the network, `work` for the
+/// processor.
 pub(crate) fn ensure_beside(steps: &Steps, need: Need, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let missing = missing_programs(need);
     let compiler = toolchain::find().is_none();
@@ -85,6 +88,9 @@ pub(crate) fn ensure_beside(steps: &Steps, need: Need, work: impl FnOnce() -> Re
     packages.dedup();
     if !packages.is_empty() && !can_install() {
         return Err(Missing(message(&missing, compiler, &packages)).into());
+    }
+    if packages.is_empty() && toolchain::bpf_linker()?.is_file() {
+        return Ok(());
     }
     // A linker for Rust programs was needed to get here, so bpf-linker need not wait for the packages, unless
     // they bring that very linker.
@@ -108,12 +114,12 @@ pub(crate) fn ensure_beside(steps: &Steps, need: Need, work: impl FnOnce() -> Re
 }
 
 fn missing_programs(need: Need) -> Vec<&'static Tool> {
-    TOOLS.iter().filter(|tool| need.contains(tool.need) && paths::program(tool.program).is_none()).collect()
+    TOOLS.iter().filter(|tool| need.contains(tool.need) && installed(tool.program).is_none()).collect()
 }
 
 /// Whether this is root on a machine with apt.
 fn can_install() -> bool {
-    is_root() && paths::program("apt-get").is_some()
+    is_root() && installed("apt-get").is_some()
 }
 
 /// Whether the effective user is root.

@@ -8,9 +8,8 @@ use std::time::Duration;
 use std::{io, thread};
 
 use anyhow::{Context as _, Result, bail};
+use dprof_tests::clock;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-
-use crate::clock;
 
 /// Lines of a failed command that are shown: enough for a compiler's first error.
 const LINES_SHOWN: usize = 60;

@@ -13,6 +13,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use dprof_tests::subject::installed;
+
 use crate::paths;
 
 /// The version that is installed; its default features are for [`LLVM_MAJOR`].
@@ -44,7 +46,7 @@ pub(crate) fn find() -> Option<Toolchain> {
 
 /// rustup's nightly, if it has the sources of `core` and the LLVM that bpf-linker was made for.
 fn nightly() -> Option<Toolchain> {
-    let rustup = paths::program("rustup")?;
+    let rustup = installed("rustup")?;
     let sysroot = stdout(Command::new(rustup).args(["run", "nightly", "rustc", "--print", "sysroot"]))?;
     let sysroot = PathBuf::from(sysroot.trim());
     let core = sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs");

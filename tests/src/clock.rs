@@ -1,0 +1,17 @@
+//! The only place of the tests that reads clocks.
+
+use std::time::Instant;
+
+/// Monotonic time.
+#[expect(clippy::disallowed_methods, reason = "this is the clock module")]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// `CLOCK_MONOTONIC`, nanoseconds: the clock of the kernel programs' events.
+pub fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place to write to, and this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}

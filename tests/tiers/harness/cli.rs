@@ -1,0 +1,33 @@
+//! `dprof-cli` as a user calls it.
+
+use std::process::{Command, Output};
+
+use anyhow::{Context as _, Result, bail};
+use dprof_tests::agent::binary;
+use serde_json::Value;
+
+/// What a command prints with `--format json`: rows.
+pub(crate) fn json(store: &str, arguments: &[&str]) -> Result<Vec<Value>> {
+    let output = run(store, &[arguments, &["--format", "json"]].concat())?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        bail!("dprof-cli {}: {}: {stderr}", arguments.join(" "), output.status);
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text).with_context(|| format!("dprof-cli {}: {text}", arguments.join(" ")))
+}
+
+/// Runs a command to its end.
+pub(crate) fn run(store: &str, arguments: &[&str]) -> Result<Output> {
+    Command::new(binary("dprof-cli"))
+        .args(arguments)
+        .env("DPROF_STORE", store)
+        .output()
+        .context("start dprof-cli")
+}
+
+/// `count` of `stats` for one kind and operation; 0 if there is no such row.
+pub(crate) fn count(store: &str, kind: &str, operation: &str) -> Result<u64> {
+    let rows = json(store, &["stats", "--since", "all", "--kind", kind, "--operation", operation])?;
+    Ok(rows.iter().filter_map(|row| row["count"].as_u64()).sum())
+}

@@ -1,0 +1,11 @@
+//! Real programs under a running agent on this machine's kernel.
+
+mod calls;
+mod counts;
+mod errors;
+mod families;
+mod hostile;
+mod http;
+mod lifecycle;
+mod replay;
+mod split;

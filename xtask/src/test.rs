@@ -1,0 +1,167 @@
+//! `cargo xtask test`: every tier of the tests, each within its budget, none left out.
+//!
+//! What cargo prints goes through unchanged; the table of tiers comes after it, on standard error.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use anyhow::{Context as _, Result, bail};
+
+use dprof_tests::clock;
+
+use crate::interrupt::Interrupt;
+use crate::setup::Need;
+use crate::step::{Steps, say};
+use crate::{build, paths};
+
+/// A part of the tests with a budget: the whole must stay within the half hour of a CI machine.
+struct Tier {
+    name: &'static str,
+    budget: Duration,
+    /// Arguments after `cargo test --workspace`.
+    arguments: &'static [&'static str],
+    /// Variable that turns it on in the binary `tiers`.
+    variable: Option<&'static str>,
+}
+
+const MINUTE: Duration = Duration::from_mins(1);
+
+/// Downloads, bpf-linker and everything else on two cores; some seconds when nothing changed.
+const BUILD_BUDGET: Duration = MINUTE.saturating_mul(17);
+
+const TIERS: [Tier; 2] = [
+    // No kernel, no network but loopback: the engine, the store and the reader on data.
+    Tier { name: "pure", budget: MINUTE.saturating_mul(3), arguments: &[], variable: None },
+    // Real programs under the agent on this kernel; one at a time, since each counts all that it sees.
+    Tier {
+        name: "live",
+        budget: MINUTE.saturating_mul(7),
+        arguments: &["--test", "tiers", "--", "--test-threads=1", "live::"],
+        variable: Some("DPROF_TEST_LIVE"),
+    },
+];
+
+/// How often the deadline and the signals are looked at while nothing is printed.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// One line of the closing table.
+struct Row {
+    name: &'static str,
+    took: Duration,
+    budget: Duration,
+    passed: Option<u64>,
+}
+
+/// Runs every tier; the first that fails, overruns or runs nothing ends it.
+pub(crate) fn run() -> Result<()> {
+    let mut rows = Vec::new();
+    let result = run_tiers(&mut rows);
+    say("\ntier              took      budget  tests");
+    for row in &rows {
+        let passed = row.passed.map_or_else(String::new, |passed| format!("{passed} passed"));
+        let (took, budget) = (row.took.as_secs_f64(), row.budget.as_secs() / 60);
+        say(&format!("{:<14}  {took:>6.1} s  {budget:>4} min  {passed}", row.name));
+    }
+    result
+}
+
+fn run_tiers(rows: &mut Vec<Row>) -> Result<()> {
+    let started = clock::now();
+    build::everything(&Steps::default(), Need::TEST)?;
+    let took = started.elapsed();
+    rows.push(Row { name: "set-up, build", took, budget: BUILD_BUDGET, passed: None });
+    if took > BUILD_BUDGET {
+        bail!("set-up and build took {} s, more than their budget", took.as_secs());
+    }
+    let interrupt = Interrupt::install()?;
+    for tier in &TIERS {
+        let started = clock::now();
+        let passed = run_tier(tier, started + tier.budget, &interrupt)?;
+        rows.push(Row {
+            name: tier.name,
+            took: started.elapsed(),
+            budget: tier.budget,
+            passed: Some(passed),
+        });
+        if passed == 0 {
+            bail!("tier {}: no test ran", tier.name);
+        }
+    }
+    Ok(())
+}
+
+/// Runs one tier until `deadline`; how many tests passed.
+fn run_tier(tier: &Tier, deadline: Instant, interrupt: &Interrupt) -> Result<u64> {
+    let mut command = Command::new("cargo");
+    command.current_dir(paths::root()).args(["test", "--workspace"]).args(tier.arguments);
+    if let Some(variable) = tier.variable {
+        command.env(variable, "1");
+    }
+    // In a process group of its own, so that cargo and the test binary can be ended together.
+    let mut child = command.process_group(0).stdout(Stdio::piped()).spawn().context("start cargo test")?;
+    let passed = count_passed(tier, &mut child, deadline, interrupt);
+    if passed.is_err() {
+        // SAFETY: plain system call; the child is not yet waited for, so the group is its own.
+        unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
+    }
+    let status = child.wait().context("wait for cargo test")?;
+    let passed = passed?;
+    if !status.success() {
+        bail!("tier {}: cargo test ended with {status}", tier.name);
+    }
+    Ok(passed)
+}
+
+/// Passes the output on until it ends, and adds up the closing lines.
+fn count_passed(tier: &Tier, child: &mut Child, deadline: Instant, interrupt: &Interrupt) -> Result<u64> {
+    let stdout = child.stdout.take().context("output of cargo test")?;
+    let (lines, received) = mpsc::channel();
+    // It ends with the pipe; nobody needs to wait for it.
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if lines.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let mut passed = 0;
+    loop {
+        match received.recv_timeout(LOOK_EVERY) {
+            Ok(line) => {
+                passed += passed_in(&line).unwrap_or(0);
+                writeln!(io::stdout(), "{line}")?;
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ok(passed),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        interrupt.check()?;
+        if clock::now() > deadline {
+            bail!("tier {}: not done within its budget of {} s", tier.name, tier.budget.as_secs());
+        }
+    }
+}
+
+/// `12` of `test result: ok. 12 passed; 0 failed; …`.
+fn passed_in(line: &str) -> Option<u64> {
+    let (_, rest) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    rest.split_once(" passed")?.0.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::passed_in;
+
+    #[test]
+    fn passed_tests_are_counted_from_the_closing_lines() {
+        let line =
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.1s";
+        assert_eq!(passed_in(line), Some(12));
+        assert_eq!(passed_in("test result: FAILED. 3 passed; 1 failed; 0 ignored"), Some(3));
+        assert_eq!(passed_in("test stream::tests::a_gap_is_marked ... ok"), None);
+        assert_eq!(passed_in("running 12 tests"), None);
+    }
+}
