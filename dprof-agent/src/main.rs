@@ -1,2 +1,5 @@
-//! `dprof-agent`
-fn main() {}
+//! `dprof-agent`: see the library.
+
+fn main() -> std::process::ExitCode {
+    dprof_agent::run::main()
+}

@@ -221,7 +221,7 @@ pub fn netns_inodes<P: AsRef<Path>>(paths: &[P]) -> anyhow::Result<Vec<u32>> {
 }
 
 /// Network namespaces of this machine: those named, else those of all processes, one path each.
-fn watched_netns(named: &[PathBuf]) -> Vec<PathBuf> {
+pub fn watched_netns(named: &[PathBuf]) -> Vec<PathBuf> {
     if !named.is_empty() {
         return named.to_vec();
     }

@@ -1,0 +1,337 @@
+//! The threads of a run: source → engine → writer, with a bounded queue between each two.
+//!
+//! What a reader would get wrong: shutdown is one cascade. The source stops (end of a recording, a signal,
+//! `--for`), its queue drains into the engine, the engine gives out what is finished, the writer stores it and
+//! closes; every stage just sees the end of its queue. A stage that is too slow costs at one place only: a slow
+//! engine lets the ring fill (the kernel counts), a slow store displaces the oldest batches (counted here).
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use dprof_common::model::Rollup;
+use dprof_store::{Batch, StoreError, Writer};
+
+use crate::batch::Batcher;
+use crate::clock::{monotonic_ns, read_clocks};
+use crate::engine::{Engine, EngineCounters, OpenRequest, Output};
+use crate::queue::{Popped, Receiver, Sender, queue};
+use crate::source::{Block, Source, SourceCounters};
+
+/// Bytes of events between source and engine: 300 ms of full load, while the engine is kept from the CPU.
+const EVENTS_BYTES_MAX: usize = 6 << 20;
+/// Spans between engine and writer: a burst of two seconds at half of what the embedded store takes.
+const SPANS_WAITING_MAX: usize = 100_000;
+/// Longest wait of a stage for its queue: how late it notices time passing.
+const WAIT: Duration = Duration::from_millis(50);
+/// Time between two calls of the store's housekeeping.
+const MAINTAIN_EVERY_NS: u64 = 1_000_000_000;
+/// Nice value of the source's thread: it does little, and what it does late is lost.
+const SOURCE_NICE: i32 = -10;
+
+/// A question to the running engine.
+#[derive(Debug)]
+pub enum Question {
+    /// Requests that are open, oldest first.
+    OpenRequests {
+        /// At most this many.
+        limit: usize,
+        /// Where the answer goes.
+        answer: mpsc::SyncSender<Vec<OpenRequest>>,
+    },
+    /// Counters now.
+    Counters {
+        /// Where the answer goes.
+        answer: mpsc::SyncSender<EngineCounters>,
+    },
+}
+
+/// What the writer did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreCounters {
+    /// Spans stored.
+    pub spans_stored: u64,
+    /// Batches stored.
+    pub batches_stored: u64,
+    /// Spans lost because the store had no room.
+    pub spans_lost_full: u64,
+    /// Spans lost because the store failed otherwise.
+    pub spans_lost_failed: u64,
+    /// Spans lost because the store was slower than the stream.
+    pub spans_lost_slow: u64,
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Of the source.
+    pub source: SourceCounters,
+    /// Of the engine.
+    pub engine: EngineCounters,
+    /// Of the store.
+    pub store: StoreCounters,
+    /// All rollups of the run, if they were asked for.
+    pub rollups: Vec<Rollup>,
+    /// What went wrong at the end of a stage; empty = nothing.
+    pub errors: Vec<String>,
+}
+
+/// What a run is made of.
+pub struct Stages {
+    /// Where events come from.
+    pub source: Box<dyn Source>,
+    /// The engine.
+    pub engine: Engine,
+    /// Where spans go.
+    pub writer: Option<Box<dyn Writer>>,
+    /// A recording waits for the stages after it; a kernel does not.
+    pub patient: bool,
+    /// Whether rollups are kept for the outcome.
+    pub keep_rollups: bool,
+}
+
+/// A run under way.
+pub struct Running {
+    stop: Arc<AtomicBool>,
+    questions: mpsc::Sender<Question>,
+    source: JoinHandle<(SourceCounters, Option<String>)>,
+    engine: JoinHandle<(EngineCounters, Vec<Rollup>)>,
+    writer: Option<JoinHandle<(StoreCounters, Option<String>)>>,
+    displaced: Arc<AtomicU64>,
+}
+
+/// Starts the threads.
+pub fn start(stages: Stages) -> anyhow::Result<Running> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let displaced = Arc::new(AtomicU64::new(0));
+    let (events_in, events_out) = queue::<Block>(EVENTS_BYTES_MAX);
+    let (limits_in, limits_out) = mpsc::channel();
+    let (questions, asked) = mpsc::channel();
+    let (batches, writer) = match stages.writer {
+        None => (None, None),
+        Some(writer) => {
+            let (batches_in, batches_out) = queue::<Batch>(SPANS_WAITING_MAX);
+            (Some(batches_in), Some(spawn("dprof-store", move || write(writer, &batches_out))?))
+        }
+    };
+    let source = {
+        let (source, stop) = (stages.source, Arc::clone(&stop));
+        spawn("dprof-source", move || read(source, &stop, &events_in, &limits_out))?
+    };
+    let engine = {
+        let task = EngineTask {
+            engine: stages.engine,
+            events: events_out,
+            limits: limits_in,
+            asked,
+            batches,
+            patient: stages.patient,
+            keep_rollups: stages.keep_rollups,
+            displaced: Arc::clone(&displaced),
+        };
+        spawn("dprof-engine", move || task.run())?
+    };
+    Ok(Running { stop, questions, source, engine, writer, displaced })
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    task: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<JoinHandle<T>> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(task)
+        .with_context(|| format!("start thread {name}"))
+}
+
+impl Running {
+    /// Tells the source to stop; the rest follows.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the engine has ended (with its source).
+    pub fn is_finished(&self) -> bool {
+        self.engine.is_finished()
+    }
+
+    /// Where questions to the engine go.
+    pub fn questions(&self) -> mpsc::Sender<Question> {
+        self.questions.clone()
+    }
+
+    /// Waits for every stage to end.
+    pub fn join(self) -> anyhow::Result<Outcome> {
+        let panicked = |stage: &str| anyhow!("the {stage} thread panicked: please report this");
+        let mut errors = Vec::new();
+        let (source, error) = self.source.join().map_err(|_| panicked("source"))?;
+        errors.extend(error);
+        let (engine, rollups) = self.engine.join().map_err(|_| panicked("engine"))?;
+        let mut store = StoreCounters::default();
+        if let Some(writer) = self.writer {
+            let (counters, error) = writer.join().map_err(|_| panicked("store"))?;
+            store = counters;
+            errors.extend(error);
+        }
+        store.spans_lost_slow = self.displaced.load(Ordering::Relaxed);
+        Ok(Outcome { source, engine, store, rollups, errors })
+    }
+}
+
+/// The source's thread: keeps the ring empty.
+fn read(
+    mut source: Box<dyn Source>,
+    stop: &AtomicBool,
+    events: &Sender<Block>,
+    limits: &mpsc::Receiver<(u64, u32)>,
+) -> (SourceCounters, Option<String>) {
+    // SAFETY: changes the priority of the calling thread only. Refused without privilege, and then so be it.
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, SOURCE_NICE) };
+    let mut error = None;
+    loop {
+        let stopping = stop.load(Ordering::Relaxed);
+        let block = match source.next_block(WAIT) {
+            Ok(Some(block)) => block,
+            Ok(None) => break,
+            Err(cause) => {
+                error = Some(format!("{cause:#}"));
+                break;
+            }
+        };
+        let was_empty = block.0.is_empty();
+        let weight = block.0.len();
+        if !was_empty && events.push_waiting(block, weight).is_err() {
+            break;
+        }
+        for (sock, bytes) in limits.try_iter() {
+            source.set_payload_limit(sock, bytes);
+        }
+        // What was in the ring when the stop came is taken too: one more look, and it is enough.
+        if stopping {
+            break;
+        }
+    }
+    let counters = source.counters();
+    // Detaches every program before the rest drains.
+    drop(source);
+    (counters, error)
+}
+
+struct EngineTask {
+    engine: Engine,
+    events: Receiver<Block>,
+    limits: mpsc::Sender<(u64, u32)>,
+    asked: mpsc::Receiver<Question>,
+    batches: Option<Sender<Batch>>,
+    patient: bool,
+    keep_rollups: bool,
+    displaced: Arc<AtomicU64>,
+}
+
+impl EngineTask {
+    fn run(mut self) -> (EngineCounters, Vec<Rollup>) {
+        let mut out = Output::default();
+        let mut batcher = Batcher::default();
+        let mut kept = Vec::new();
+        loop {
+            let popped = self.events.pop(WAIT);
+            match &popped {
+                Popped::Item(block) => self.engine.push(block, &mut out),
+                Popped::Nothing => {}
+                Popped::End => self.engine.finish(&mut out),
+            }
+            for limit in out.payload_limits.drain(..) {
+                // The source may be gone already.
+                let _ = self.limits.send(limit);
+            }
+            if self.keep_rollups {
+                kept.extend(out.rollups.iter().cloned());
+            }
+            let now_ns = monotonic_ns();
+            let mut full = batcher.add(&mut out.spans, &mut out.rollups, now_ns);
+            full.extend(batcher.take_due(now_ns));
+            for question in self.asked.try_iter() {
+                // Who asked may have gone away.
+                match question {
+                    Question::OpenRequests { limit, answer } => {
+                        let _ = answer.send(self.engine.open_requests(limit));
+                    }
+                    Question::Counters { answer } => {
+                        let _ = answer.send(self.engine.counters());
+                    }
+                }
+            }
+            let is_end = matches!(popped, Popped::End);
+            if is_end {
+                full.extend(batcher.take_rest());
+            }
+            full.into_iter().for_each(|batch| self.hand_over(batch));
+            if is_end {
+                return (self.engine.counters(), kept);
+            }
+        }
+    }
+
+    fn hand_over(&self, batch: Batch) {
+        let Some(batches) = &self.batches else { return };
+        let weight = batch.spans.len();
+        if self.patient {
+            // Fails only when the writer's thread is gone, which reports itself.
+            let _ = batches.push_waiting(batch, weight);
+        } else if let Ok(displaced) = batches.push_displacing(batch, weight) {
+            let n: usize = displaced.iter().map(|batch| batch.spans.len()).sum();
+            self.displaced.fetch_add(n as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The writer's thread. Its store may need a runtime; it gets one of its own, so that nothing else waits with it.
+fn write(mut writer: Box<dyn Writer>, batches: &Receiver<Batch>) -> (StoreCounters, Option<String>) {
+    let mut counters = StoreCounters::default();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return (counters, Some(format!("start the store's runtime: {error}"))),
+    };
+    runtime.block_on(async move {
+        let mut maintain_due_ns = 0;
+        let mut complained = false;
+        loop {
+            match batches.pop(WAIT) {
+                Popped::Item(batch) => {
+                    let n_spans = batch.spans.len() as u64;
+                    match writer.write(&batch).await {
+                        Ok(()) => {
+                            counters.spans_stored += n_spans;
+                            counters.batches_stored += 1;
+                            if std::mem::take(&mut complained) {
+                                log::warn!("storing again");
+                            }
+                        }
+                        Err(error) => {
+                            if matches!(error, StoreError::Full(_)) {
+                                counters.spans_lost_full += n_spans;
+                            } else {
+                                counters.spans_lost_failed += n_spans;
+                            }
+                            if !std::mem::replace(&mut complained, true) {
+                                log::error!("{error}");
+                            }
+                        }
+                    }
+                }
+                Popped::Nothing => {}
+                Popped::End => break,
+            }
+            let reading = read_clocks();
+            if reading.monotonic_ns >= maintain_due_ns {
+                maintain_due_ns = reading.monotonic_ns + MAINTAIN_EVERY_NS;
+                if let Err(error) = writer.maintain(reading.unix_ns).await {
+                    log::warn!("{error}");
+                }
+            }
+        }
+        (counters, writer.close().await.err().map(|error| error.to_string()))
+    })
+}

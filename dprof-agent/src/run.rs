@@ -1,0 +1,282 @@
+//! From options to a finished run.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use dprof_common::model::{HostInfo, RunId};
+use dprof_store::{RunInfo, open_writer};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{self, Command, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Input, Options};
+use crate::clock::read_clocks;
+use crate::engine::{Engine, EngineConfig};
+use crate::pipeline::{self, Running, Stages};
+use crate::source::recording::{Recorder, RecordingHeader};
+use crate::source::replay::Replay;
+use crate::source::tee::Tee;
+use crate::source::{Source, kernel};
+use crate::{control, doctor, report};
+
+/// Requests open at once, over all connections: 100 connections with 1,000 pipelined requests each.
+pub const OPEN_REQUESTS_MAX: usize = 100_000;
+/// RPCs held at once: two seconds of 20,000 spans/s whose other half does not come.
+pub const HELD_MAX: usize = 40_000;
+/// Connections known at once: a busy proxy's.
+pub const CONNECTIONS_MAX: usize = 16_384;
+/// How long a half waits for its other half: longer than any thread is kept from the CPU between a system call
+/// and its hook.
+pub const HOLD_NS: u64 = 1_000_000_000;
+/// How often the run looks whether a recording has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    ExitCode::from(match args::parse(std::env::args_os()) {
+        Err(error) => complain(&error, EXIT_USAGE),
+        Ok(Command::Print(text)) => print(&text),
+        Ok(Command::Doctor) => {
+            let report = doctor::run();
+            print(&report.text).max(if report.usable { EXIT_OK } else { EXIT_ERROR })
+        }
+        Ok(Command::Run(options)) => {
+            start_log(options.verbose);
+            match run(&options) {
+                Ok(code) => code,
+                Err(error) => complain(&format!("{error:#}"), EXIT_ERROR),
+            }
+        }
+    })
+}
+
+#[expect(clippy::print_stderr, reason = "the one place where the agent says why it fails")]
+fn complain(error: &str, code: u8) -> u8 {
+    // A verifier's log has thousands of lines; the cause is one.
+    eprintln!("dprof-agent: {}", error.lines().next().unwrap_or(error));
+    code
+}
+
+/// Writes to stdout. A reader that has gone away is no error.
+fn print(text: &str) -> u8 {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    EXIT_OK
+}
+
+#[expect(clippy::print_stderr, reason = "words for people go to stderr")]
+fn say(text: &str) {
+    eprintln!("dprof-agent: {text}");
+}
+
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => log::LevelFilter::Warn,
+        1 => log::LevelFilter::Info,
+        _ => log::LevelFilter::Debug,
+    };
+    env_logger::Builder::new().filter_level(level).parse_default_env().format_target(false).init();
+}
+
+fn run(options: &Options) -> anyhow::Result<u8> {
+    for warning in &options.warnings {
+        say(warning);
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(async {
+        let opened = open_source(options)?;
+        let backend = opened.source.backend();
+        let info = run_info(&opened, backend)?;
+        let mut recorder = None;
+        let source = match &options.record {
+            None => opened.source,
+            Some(record) => {
+                let header = RecordingHeader {
+                    host: info.host.clone(),
+                    labels: info.labels.clone(),
+                    kernel: info.kernel.clone(),
+                    dprof: info.version.clone(),
+                    backend: backend.to_owned(),
+                    redacted: record.redacted,
+                    started_unix_ns: info.started_unix_ns,
+                };
+                let started = Arc::new(Recorder::start(&record.path, &header, opened.patient)?);
+                let what = if record.redacted { "keys and commands, values masked" } else { "payload" };
+                say(&format!("recording to {} (mode 0600; it holds {what})", record.path.display()));
+                recorder = Some(Arc::clone(&started));
+                Box::new(Tee { source: opened.source, recorder: started }) as Box<dyn Source>
+            }
+        };
+        let writer = match &options.store {
+            None => None,
+            Some(url) => Some(open_writer(url, &info, options.retention, &opened.netns).await?),
+        };
+        let engine = Engine::new(engine_config(options, &info));
+        let running = pipeline::start(Stages {
+            source,
+            engine,
+            writer,
+            patient: opened.patient,
+            keep_rollups: options.summary,
+        })?;
+        let _control = match &options.socket {
+            None => None,
+            Some(path) => match control::start(path, running.questions()) {
+                Ok(control) => Some(control),
+                Err(error) => {
+                    say(&format!("no control socket: {error:#}"));
+                    None
+                }
+            },
+        };
+        let place =
+            options.store.as_ref().map_or_else(|| "no store".to_owned(), |url| format!("store {url}"));
+        say(&format!("ready: backend {backend}, {place}"));
+        if !wait(&running, options.run_for_ns).await? {
+            return Ok(EXIT_INTERRUPTED);
+        }
+        running.stop();
+        let outcome = tokio::select! {
+            outcome = join(running) => outcome?,
+            () = interrupted() => return Ok(EXIT_INTERRUPTED),
+        };
+        let recorded = recorder.map(|recorder| match Arc::try_unwrap(recorder) {
+            Ok(recorder) => recorder.finish(),
+            Err(recorder) => recorder.counters(),
+        });
+        if options.summary {
+            print(&report::summary(&outcome.rollups));
+        }
+        for line in report::counters(&outcome, recorded).lines() {
+            say(line);
+        }
+        for error in &outcome.errors {
+            say(error);
+        }
+        Ok(if outcome.errors.is_empty() { EXIT_OK } else { EXIT_ERROR })
+    })
+}
+
+async fn join(running: Running) -> anyhow::Result<pipeline::Outcome> {
+    tokio::task::spawn_blocking(move || running.join()).await.context("wait for the threads")?
+}
+
+/// Waits for the end: a signal, the time that was given, the recording's end. Always `true` today; `false` would
+/// mean not to wait for the store.
+async fn wait(running: &Running, run_for_ns: Option<u64>) -> anyhow::Result<bool> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
+    let deadline = async {
+        match run_for_ns {
+            Some(ns) => tokio::time::sleep(Duration::from_nanos(ns)).await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = async {
+        while !running.is_finished() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        () = deadline => {}
+        () = ended => {}
+    }
+    Ok(true)
+}
+
+/// A further signal while the run is ending.
+async fn interrupted() {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+struct Opened {
+    source: Box<dyn Source>,
+    patient: bool,
+    host: String,
+    labels: BTreeMap<String, String>,
+    kernel: String,
+    netns: Vec<u32>,
+}
+
+fn open_source(options: &Options) -> anyhow::Result<Opened> {
+    match &options.input {
+        Input::Kernel(kernel_options) => {
+            let source = kernel::open(kernel_options)?;
+            let paths: Vec<PathBuf> = kernel::watched_netns(&kernel_options.netns);
+            Ok(Opened {
+                source,
+                patient: false,
+                host: options.host.clone().unwrap_or_else(|| fact("/proc/sys/kernel/hostname", "localhost")),
+                labels: options.labels.clone(),
+                kernel: fact("/proc/sys/kernel/osrelease", "unknown"),
+                // One that has gone since needs no lock.
+                netns: paths.iter().filter_map(|path| kernel::netns_inodes(&[path]).ok()).flatten().collect(),
+            })
+        }
+        Input::Replay(path) => {
+            let replay = Replay::open(path)?;
+            let header = replay.header().clone();
+            let mut labels = header.labels;
+            labels.extend(options.labels.clone());
+            Ok(Opened {
+                source: Box::new(replay),
+                patient: true,
+                host: options.host.clone().unwrap_or(header.host),
+                labels,
+                kernel: header.kernel,
+                netns: Vec::new(),
+            })
+        }
+    }
+}
+
+fn fact(path: &str, otherwise: &str) -> String {
+    std::fs::read_to_string(path).map_or_else(|_| otherwise.to_owned(), |text| text.trim().to_owned())
+}
+
+fn run_info(opened: &Opened, backend: &str) -> anyhow::Result<RunInfo> {
+    let mut random = [0_u8; 16];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut random)
+        .context("make a run id")?;
+    Ok(RunInfo {
+        run_id: RunId(u128::from_le_bytes(random).max(1)),
+        host: opened.host.clone(),
+        labels: opened.labels.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: opened.kernel.clone(),
+        backend: backend.to_owned(),
+        started_unix_ns: read_clocks().unix_ns,
+    })
+}
+
+fn engine_config(options: &Options, info: &RunInfo) -> EngineConfig {
+    let limits = &options.limits;
+    EngineConfig {
+        host: Arc::new(HostInfo {
+            host: info.host.clone(),
+            run_id: info.run_id,
+            labels: info.labels.clone(),
+        }),
+        unknown: options.unknown,
+        max_open_ns: options.max_open_ns,
+        hold_ns: limits.hold_ns.unwrap_or(HOLD_NS),
+        open_requests_max: limits.open_requests_max.unwrap_or(OPEN_REQUESTS_MAX),
+        held_max: limits.held_max.unwrap_or(HELD_MAX),
+        connections_max: limits.connections_max.unwrap_or(CONNECTIONS_MAX),
+        clock_offset_ns: options.clock_offset_ns,
+        clock_drift_ppm: options.clock_drift_ppm,
+    }
+}
