@@ -63,3 +63,137 @@ pub(crate) fn detect_among(
         None => Detection::None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::{self, Step};
+    use super::*;
+
+    /// What is said of a connection, however its bytes are cut: the first answer that is not "need more".
+    fn decide(steps: &[Step], ports: [u16; 2], role: Option<Direction>, joined: bool) -> String {
+        let mut bytes = [Vec::new(), Vec::new()];
+        let mut said = "more".to_owned();
+        for step in steps {
+            let Step::Bytes(direction, part) = step else { continue };
+            bytes[direction.idx()].extend_from_slice(part);
+            let head = Head { bytes: [&bytes[0], &bytes[1]], ports, request_direction: role, joined };
+            said = match detect(&head, &[]) {
+                Detection::NeedMore => continue,
+                Detection::None => "none".to_owned(),
+                Detection::Protocol { protocol, request_direction } => {
+                    format!("{} {request_direction:?}", protocol.name())
+                }
+            };
+            break;
+        }
+        said
+    }
+
+    #[track_caller]
+    fn check_all(input: &str, ports: [u16; 2], role: Option<Direction>, joined: bool, expected: &str) {
+        let steps = testing::steps(input);
+        for part in [usize::MAX, 1, 2, 3, 7, 50] {
+            let cut = testing::cut(&steps, |_| part);
+            assert_eq!(decide(&cut, ports, role, joined), expected, "parts of {part} of\n{input}");
+        }
+    }
+
+    const PORTS: [u16; 2] = [40000, 5000];
+    const REDIS: [u16; 2] = [40000, 6379];
+
+    #[track_caller]
+    fn check(input: &str, expected: &str) {
+        check_all(input, PORTS, None, false, expected);
+    }
+
+    #[test]
+    fn a_protocol_shows_itself_on_any_port() {
+        check("> *1 $4 PING", "redis Out");
+        check("< *2 $3 get $1 a", "redis In");
+        check("> *2 $3 FOO $1 a", "more");
+        check("> *2 $3 FOO $1 a\n< +OK", "redis Out");
+        check("> *2 $3 FOO $1 a\n< nonsense", "none");
+        check_all("> *2 $3 FOO $1 a", PORTS, Some(Direction::Out), false, "redis Out");
+        check_all("> *2 $3 FOO $1 a", REDIS, None, false, "more");
+        check(">| GET / HTTP/1.1|", "http Out");
+        check("<| GET / HTTP/1.1|", "http In");
+        check(">| OPTIONS * HTTP/1.0||", "http Out");
+        check(">| CONNECT a:1 HTTP/1.1||", "http Out");
+        check(">| GET /\\{x*200} HTTP/1.1|", "http Out");
+        check(">| GET /\\{x*5000}", "http Out");
+        for other in ["GET / HTTP/2.0|", "PRI * HTTP/2.0||", "SSH-2.0-x|", "\\x16\\x03\\x01", "|", "\\x00"] {
+            check(&format!(">| {other}"), "none");
+        }
+        check(">| set k 0 0 1|", "more");
+        check(">| G", "more");
+        check(">| *", "more");
+        check("< +OK\\sready", "none");
+    }
+
+    #[test]
+    fn ports_break_ties_only() {
+        check(">| PING|", "more");
+        check(">| PING|\n<| +PONG|", "redis Out");
+        check_all(">| PING|", REDIS, None, false, "redis Out");
+        check_all(">| GET / HTTP/1.1|", REDIS, None, false, "http Out");
+        check_all(">| NONSENSE|", REDIS, None, false, "none");
+    }
+
+    #[test]
+    fn joined_connections_show_themselves_later() {
+        let joined = |input, expected| check_all(input, PORTS, None, true, expected);
+        joined(">| tail of a value|*1|$4|PING|", "redis Out");
+        joined("<| +OK|\n> *1 $4 PING", "redis Out");
+        joined("<| tail of a body\n>| GET / HTTP/1.1|", "http Out");
+        joined("<| HTTP/1.1 200", "http Out");
+        joined(">| HTTP/1.0 404", "http In");
+        joined(">| \\{x*2000}", "none");
+        check_all("<| +OK|", REDIS, Some(Direction::Out), true, "redis Out");
+        // A list of values that begins like a command, in the direction of replies.
+        check_all("< *2 $3 GET $1 a", PORTS, Some(Direction::Out), true, "redis Out");
+        check_all("< *3 $7 message $1 c $1 x", PORTS, Some(Direction::Out), true, "redis Out");
+    }
+
+    #[test]
+    fn what_was_excluded_is_not_asked() {
+        let bytes = b"*1\r\n$4\r\nPING\r\n";
+        let head = Head { bytes: [bytes, b""], ports: REDIS, request_direction: None, joined: false };
+        assert!(matches!(detect(&head, &[]), Detection::Protocol { .. }));
+        assert!(!matches!(detect(&head, &["redis"]), Detection::Protocol { .. }));
+    }
+
+    proptest! {
+        #[test]
+        fn the_answer_does_not_depend_on_cuts(
+            words in prop::collection::vec(
+                (any::<bool>(), prop::sample::select(vec![
+                    "*1\r\n", "*2\r\n$3\r\n", "$3\r\n", "GET", "GET ", "GET /", "/", " HTTP/1.1\r\n", "\r\n", "HTTP/1.1 200", "+OK\r\n",
+                    "PING\r\n", "PING", ":1\r\n", "-ERR\r\n", "x", "\0", "HEAD /a HTTP/1.1\r\n", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+                    "OPTIONS *", "\n", "\r", "$-1\r\n", "*0\r\n", "_\r\n", "#t", "message\r\n",
+                ])),
+                0..10,
+            ),
+            redis: bool,
+            role in prop::sample::select(vec![None, Some(Direction::Out), Some(Direction::In)]),
+            joined: bool,
+            part in 1usize..30,
+        ) {
+            // Words of one direction that follow each other are one call.
+            let mut steps: Vec<Step> = Vec::new();
+            for (out, word) in words {
+                let direction = if out { Direction::Out } else { Direction::In };
+                match steps.last_mut() {
+                    Some(Step::Bytes(last, bytes)) if *last == direction => bytes.extend_from_slice(word.as_bytes()),
+                    _ => steps.push(Step::Bytes(direction, word.as_bytes().to_vec())),
+                }
+            }
+            let ports = if redis { REDIS } else { PORTS };
+            let whole = decide(&steps, ports, role, joined);
+            for part in [1, part] {
+                prop_assert_eq!(&decide(&testing::cut(&steps, |_| part), ports, role, joined), &whole, "parts of {}", part);
+            }
+        }
+    }
+}

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 mod answers;
 pub mod detect;
 mod hash;
+mod http1;
 pub mod redact;
 mod resp;
 #[cfg(test)]
@@ -224,4 +225,4 @@ pub trait Protocol: Send + Sync {
 
 /// The protocols, in the order in which detection asks them. Their grammars exclude each other, so the order
 /// matters for speed only.
-pub static ALL: &[&dyn Protocol] = &[&resp::Resp];
+pub static ALL: &[&dyn Protocol] = &[&resp::Resp, &http1::Http1];

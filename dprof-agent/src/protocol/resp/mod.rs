@@ -127,13 +127,16 @@ fn judge(bytes: &[u8], joined: bool) -> Looks {
 
 fn judge_inline(bytes: &[u8]) -> Looks {
     let line = &bytes[..bytes.len().min(INLINE_LINE_BYTES_MAX)];
-    let Some(end) = line.iter().position(|byte| *byte == b'\n') else {
-        let printable = line.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\r'));
-        return if printable && line.len() < INLINE_LINE_BYTES_MAX { Looks::Unclear } else { Looks::Other };
+    let end = line.iter().position(|byte| *byte == b'\n');
+    if !line[..end.unwrap_or(line.len())].iter().all(|byte| matches!(byte, b' '..=b'~' | b'\r')) {
+        return Looks::Other;
+    }
+    let Some(end) = end else {
+        return if line.len() < INLINE_LINE_BYTES_MAX { Looks::Unclear } else { Looks::Other };
     };
     let line = line[..end].trim_ascii_end();
     let name = line.split(|byte| *byte == b' ').next().unwrap_or_default();
-    let http = line.windows(6).any(|window| window == b"HTTP/1");
+    let http = line.windows(5).any(|window| window == b"HTTP/");
     if command::find(name).is_some() && !http { Looks::Inline } else { Looks::Other }
 }
 

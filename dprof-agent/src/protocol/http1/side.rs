@@ -1,0 +1,511 @@
+//! One direction of an HTTP/1 connection: heads line by line, bodies counted off.
+
+use std::borrow::Cow;
+
+use super::Session;
+use super::body::{Body, Gap, Progress};
+use super::head::{Head, LineStep, Lines, request_line, status_line};
+use super::target::{Target, host_and_port};
+use crate::protocol::answers::Next;
+use crate::protocol::hash::ContentHasher;
+use crate::protocol::{Direction, Message, MessageKind, Parsed};
+
+/// A request whose response is framed otherwise than its headers say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Special {
+    /// HEAD: no body whatever the headers say.
+    Head,
+    /// CONNECT: with success a tunnel begins.
+    Connect,
+    /// Asks for another protocol; nothing may follow before the answer.
+    Upgrade,
+}
+
+/// Which side writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Requests,
+    Responses,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// At a boundary.
+    Start,
+    /// In the request or status line.
+    StartLine,
+    /// In the headers.
+    Headers,
+    /// In the body.
+    Body(Body),
+    /// At the start of a body that may not be there: the answer may have been to HEAD. So many bytes of it are
+    /// the start of another response.
+    Peek(Body, usize),
+    /// After a request for a tunnel or an upgrade: whose bytes follow is not decided yet.
+    Held,
+    /// Boundary lost.
+    Seek,
+}
+
+/// What a response begins with.
+const STATUS_LINE_START: &[u8] = b"HTTP/1.";
+
+/// Methods that are believed where the boundary was lost: none is the end of another, of which a hole may have
+/// hidden the start (`PATCH` is: `PROPPATCH`).
+const BELIEVED_METHODS: [&[u8]; 6] = [b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS"];
+
+/// Parser of one direction.
+#[derive(Debug)]
+pub(super) struct Side {
+    role: Role,
+    direction: Direction,
+    /// Position after the last byte fed or skipped.
+    pos: u64,
+    state: State,
+    start: u64,
+    lost: bool,
+    /// Whether the other side wrote since the last byte: the next may start a message.
+    turn: bool,
+    lines: Lines,
+    head: Head,
+    message: Option<Message>,
+    status: u16,
+    special: Option<Special>,
+    /// Position from which bytes are held.
+    held_from: u64,
+    hasher: ContentHasher,
+    hash_known: bool,
+    /// Whether chunked bodies came: their size lines must be seen.
+    pub(super) saw_chunks: bool,
+}
+
+impl Side {
+    pub(super) fn new(role: Role, direction: Direction, pos: u64, joined: bool) -> Self {
+        Self {
+            role,
+            direction,
+            pos,
+            state: State::Start,
+            start: pos,
+            lost: joined,
+            turn: false,
+            lines: Lines::default(),
+            head: Head::default(),
+            message: None,
+            status: 0,
+            special: None,
+            held_from: pos,
+            hasher: ContentHasher::new(),
+            hash_known: true,
+            saw_chunks: false,
+        }
+    }
+
+    pub(super) fn unfinished_from(&self) -> u64 {
+        match self.state {
+            State::Start | State::Seek => self.pos,
+            State::Held => self.held_from,
+            _ => self.start,
+        }
+    }
+
+    /// Whether no message is under way.
+    pub(super) fn idle(&self) -> bool {
+        matches!(self.state, State::Start | State::Seek)
+    }
+
+    /// What a held request asked for.
+    pub(super) fn held(&self) -> Option<Special> {
+        self.special.filter(|_| self.state == State::Held)
+    }
+
+    /// The other side wrote.
+    pub(super) fn turned(&mut self) {
+        self.turn = true;
+    }
+
+    /// Takes bytes, up to a place where the other side must be told something first; how many it took.
+    pub(super) fn feed(&mut self, bytes: &[u8], session: &mut Session, out: &mut Vec<Parsed>) -> usize {
+        let base = self.pos;
+        if std::mem::take(&mut self.turn) && self.lost && matches!(self.state, State::Seek | State::StartLine)
+        {
+            self.state = State::Start;
+        }
+        let mut i = 0;
+        while i < bytes.len() && !session.over() && !session.released {
+            let at = base + i as u64;
+            match self.state {
+                State::Start => match (self.role, bytes[i]) {
+                    (Role::Requests, b'\r' | b'\n') => i += 1,
+                    (Role::Requests, b'A'..=b'Z') | (Role::Responses, b'H') => {
+                        self.start = at;
+                        self.lines.begin();
+                        self.state = State::StartLine;
+                    }
+                    _ => self.lose(at, session, out),
+                },
+                State::StartLine | State::Headers => match self.lines.feed(&bytes[i..]) {
+                    LineStep::More => i = bytes.len(),
+                    LineStep::TooLong => self.lose(at, session, out),
+                    LineStep::Ended(taken) => {
+                        i += taken;
+                        self.end_line(base + i as u64, session, out);
+                    }
+                },
+                State::Body(mut body) => match body.feed(&bytes[i..], &mut self.hasher) {
+                    Progress::More => {
+                        self.state = State::Body(body);
+                        i = bytes.len();
+                    }
+                    Progress::Done(taken) => {
+                        i += taken;
+                        self.end_message(base + i as u64, session, out);
+                    }
+                    Progress::Bad(taken) => {
+                        i += taken;
+                        self.lose(base + i as u64, session, out);
+                    }
+                },
+                State::Peek(body, n)
+                    if bytes[i] == STATUS_LINE_START[n] && body != Body::Length(n as u64) =>
+                {
+                    i += 1;
+                    self.state = State::Peek(body, n + 1);
+                    if n + 1 == STATUS_LINE_START.len() {
+                        let boundary = base + i as u64 - STATUS_LINE_START.len() as u64;
+                        self.end_message(boundary, session, out);
+                        self.start = boundary;
+                        self.lines.begin();
+                        self.lines.feed(STATUS_LINE_START);
+                        self.state = State::StartLine;
+                    }
+                }
+                State::Peek(mut body, n) => match body.feed(&STATUS_LINE_START[..n], &mut self.hasher) {
+                    Progress::More => self.state = State::Body(body),
+                    Progress::Done(_) => self.end_message(at, session, out),
+                    Progress::Bad(_) => self.lose(at, session, out),
+                },
+                State::Held | State::Seek => i = bytes.len(),
+            }
+        }
+        self.pos = base + i as u64;
+        i
+    }
+
+    /// `len` bytes were not seen.
+    pub(super) fn gap(&mut self, len: u64, session: &mut Session, out: &mut Vec<Parsed>) {
+        self.turn = false;
+        if let State::Peek(mut body, n) = self.state {
+            // Whether there is a body is not known then: take it for one, as most responses have.
+            body.feed(&STATUS_LINE_START[..n], &mut self.hasher);
+            self.state = State::Body(body);
+        }
+        let mut left = len;
+        if let State::Body(body) = &mut self.state {
+            self.hash_known = false;
+            match body.gap(len) {
+                Gap::More => left = 0,
+                Gap::Done(taken) => {
+                    left = len - taken;
+                    self.end_message(self.pos + taken, session, out);
+                }
+                Gap::Lost => {}
+            }
+        }
+        if left > 0 && self.state != State::Held && !session.over() {
+            self.pos += len - left;
+            let at = self.unfinished_from();
+            self.say_lost(at, session, out);
+            self.pos += left;
+            // What follows a hole may start a message.
+            self.state = State::Start;
+        } else {
+            self.pos += len;
+        }
+    }
+
+    /// The direction ended.
+    pub(super) fn end(&mut self, session: &mut Session, out: &mut Vec<Parsed>) {
+        match self.state {
+            State::Body(Body::Close) => self.end_message(self.pos, session, out),
+            State::Peek(body, n) => {
+                if n == 0 || body == Body::Close || body == Body::Length(n as u64) {
+                    self.end_message(self.pos, session, out);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The other side declined the tunnel or the upgrade: what was held are requests.
+    pub(super) fn release(&mut self, session: &mut Session, out: &mut Vec<Parsed>) {
+        if self.state == State::Held {
+            self.state = State::Start;
+            if self.pos > self.held_from {
+                self.say_lost(self.held_from, session, out);
+            }
+        }
+    }
+
+    fn end_line(&mut self, end: u64, session: &mut Session, out: &mut Vec<Parsed>) {
+        let (line, whole) = self.lines.line();
+        if self.state == State::StartLine {
+            let begun = match self.role {
+                Role::Requests => self.begin_request(),
+                Role::Responses => self.begin_response(),
+            };
+            if begun {
+                self.head.begin();
+                self.state = State::Headers;
+            } else {
+                self.lose(self.start, session, out);
+            }
+        } else if self.head.line(line, whole) {
+            match self.role {
+                Role::Requests => self.end_request_head(end, session, out),
+                Role::Responses => self.end_response_head(end, session, out),
+            }
+        }
+        self.lines.next();
+    }
+
+    /// Reads the request line.
+    fn begin_request(&mut self) -> bool {
+        let (line, whole) = self.lines.line();
+        let Some(request) = request_line(line, whole) else { return false };
+        if self.lost && !BELIEVED_METHODS.contains(&request.method) {
+            return false;
+        }
+        let connect = request.method == b"CONNECT";
+        let target = Target::new(request.target, connect);
+        let method = known_method(request.method);
+        let mut message = Message::new(self.direction, MessageKind::Request, self.start, self.start);
+        message.operation = if connect {
+            Cow::Borrowed("CONNECT")
+        } else {
+            Cow::Owned(format!("{method} {}", target.template()))
+        };
+        message.text = format!("{method} ");
+        target.push_text(&mut message.text);
+        message.attributes.push((Cow::Borrowed("http.request.method"), method.to_owned()));
+        if !connect {
+            message.attributes.push((Cow::Borrowed("url.path"), target.path_text()));
+        }
+        if let Some(authority) = target.authority {
+            push_host(&mut message, authority);
+        }
+        self.special = match request.method {
+            b"HEAD" => Some(Special::Head),
+            b"CONNECT" => Some(Special::Connect),
+            _ => None,
+        };
+        self.hasher = ContentHasher::new();
+        self.hasher.update(request.method);
+        self.hasher.number(request.method.len() as u64);
+        self.hasher.update(request.target);
+        self.hasher.number(request.target.len() as u64);
+        self.hash_known = whole;
+        self.message = Some(message);
+        true
+    }
+
+    /// Reads the status line.
+    fn begin_response(&mut self) -> bool {
+        let Some(status) = status_line(self.lines.line().0) else { return false };
+        let status_code = status_text(status);
+        let mut message = Message::new(self.direction, MessageKind::Response, self.start, self.start);
+        // As OpenTelemetry has it for a server: what the client did wrong is no failure of the request's server.
+        message.is_error = status >= 500;
+        message
+            .attributes
+            .push((Cow::Borrowed("http.response.status_code"), status_code.clone().into_owned()));
+        message.status_code = status_code;
+        self.status = status;
+        self.hasher = ContentHasher::new();
+        self.hasher.number(u64::from(status));
+        self.hash_known = true;
+        self.message = Some(message);
+        true
+    }
+
+    fn end_request_head(&mut self, end: u64, session: &mut Session, out: &mut Vec<Parsed>) {
+        let head = &self.head;
+        // A length that is not known, or a coding that has no end in a request.
+        if head.bad_framing || (head.other_coding && self.special != Some(Special::Connect)) {
+            self.lose(self.start, session, out);
+            return;
+        }
+        if let Some(message) = &mut self.message {
+            message.explicit_id = head.ids.id();
+            if let Some(host) = &head.host
+                && message.attributes.iter().all(|(name, _)| name != "server.address")
+            {
+                push_host(message, host.as_bytes());
+            }
+        }
+        if self.special.is_none() && head.upgrade() {
+            self.special = Some(Special::Upgrade);
+        }
+        session.answers.request(self.special);
+        let body = match head.content_length {
+            _ if self.special == Some(Special::Connect) => None,
+            _ if head.chunked => Some(Body::chunked()),
+            Some(length @ 1..) => Some(Body::Length(length)),
+            _ => None,
+        };
+        self.begin_body(body, end, session, out);
+    }
+
+    fn end_response_head(&mut self, end: u64, session: &mut Session, out: &mut Vec<Parsed>) {
+        let next = session.answers.next();
+        let interim = (100..200).contains(&self.status) && self.status != 101;
+        if interim {
+            if let Some(message) = &mut self.message {
+                message.kind = MessageKind::Push;
+            }
+            self.begin_body(None, end, session, out);
+            return;
+        }
+        let asked = match next {
+            Next::Special(special) => Some(special),
+            Next::Ordinary => None,
+            Next::Unknown => session.held,
+        };
+        let success = (200..300).contains(&self.status);
+        if self.status == 101 || (asked == Some(Special::Connect) && success) {
+            session.switch = true;
+            self.begin_body(None, end, session, out);
+            return;
+        }
+        session.released |= matches!(asked, Some(Special::Connect | Special::Upgrade));
+        let head = &self.head;
+        if matches!(self.status, 204 | 304) || asked == Some(Special::Head) {
+            self.begin_body(None, end, session, out);
+            return;
+        }
+        if head.bad_framing {
+            self.lose(self.start, session, out);
+            return;
+        }
+        let body = match head.content_length {
+            _ if head.chunked => Body::chunked(),
+            _ if head.other_coding => Body::Close,
+            Some(length) => Body::Length(length),
+            None => Body::Close,
+        };
+        if next == Next::Unknown && body != Body::Length(0) {
+            self.saw_chunks |= body == Body::chunked();
+            self.state = State::Peek(body, 0);
+        } else {
+            self.begin_body(Some(body).filter(|body| *body != Body::Length(0)), end, session, out);
+        }
+    }
+
+    fn begin_body(&mut self, body: Option<Body>, end: u64, session: &mut Session, out: &mut Vec<Parsed>) {
+        match body {
+            Some(body) => {
+                self.saw_chunks |= body == Body::chunked();
+                self.state = State::Body(body);
+            }
+            None => self.end_message(end, session, out),
+        }
+    }
+
+    fn end_message(&mut self, end: u64, session: &mut Session, out: &mut Vec<Parsed>) {
+        self.state = State::Start;
+        self.lost = false;
+        session.proved = true;
+        let Some(mut message) = self.message.take() else { return };
+        message.end = end;
+        message.content_hash = self.hash_known.then(|| self.hasher.finish());
+        match message.kind {
+            MessageKind::Response => session.answers.response(),
+            MessageKind::Request if matches!(self.special, Some(Special::Connect | Special::Upgrade)) => {
+                self.state = State::Held;
+                self.held_from = end;
+            }
+            _ => {}
+        }
+        out.push(Parsed::Message(message));
+    }
+
+    /// The bytes at `at` are no message.
+    fn lose(&mut self, at: u64, session: &mut Session, out: &mut Vec<Parsed>) {
+        if !session.proved && !self.lost {
+            session.mistaken = true;
+            return;
+        }
+        let from = if self.state == State::Start { at } else { self.start };
+        self.say_lost(from, session, out);
+    }
+
+    fn say_lost(&mut self, at: u64, session: &mut Session, out: &mut Vec<Parsed>) {
+        if !self.lost {
+            out.push(Parsed::Lost { direction: self.direction, at });
+        }
+        self.lost = true;
+        self.state = State::Seek;
+        self.message = None;
+        session.answers.lose();
+    }
+}
+
+/// The method as OpenTelemetry names it: what is not registered is `_OTHER`.
+fn known_method(method: &[u8]) -> &'static str {
+    const KNOWN: [&str; 17] = [
+        "GET",
+        "POST",
+        "PUT",
+        "DELETE",
+        "HEAD",
+        "OPTIONS",
+        "PATCH",
+        "CONNECT",
+        "TRACE",
+        "QUERY",
+        "PROPFIND",
+        "PROPPATCH",
+        "MKCOL",
+        "COPY",
+        "MOVE",
+        "LOCK",
+        "UNLOCK",
+    ];
+    KNOWN.into_iter().find(|known| known.as_bytes() == method).unwrap_or("_OTHER")
+}
+
+/// A status as text; the common ones cost no allocation.
+fn status_text(status: u16) -> Cow<'static, str> {
+    Cow::Borrowed(match status {
+        100 => "100",
+        101 => "101",
+        200 => "200",
+        201 => "201",
+        202 => "202",
+        204 => "204",
+        206 => "206",
+        301 => "301",
+        302 => "302",
+        304 => "304",
+        400 => "400",
+        401 => "401",
+        403 => "403",
+        404 => "404",
+        409 => "409",
+        429 => "429",
+        500 => "500",
+        502 => "502",
+        503 => "503",
+        504 => "504",
+        other => return Cow::Owned(other.to_string()),
+    })
+}
+
+fn push_host(message: &mut Message, authority: &[u8]) {
+    if let Some((host, port)) = host_and_port(authority) {
+        message.attributes.push((Cow::Borrowed("server.address"), host.to_owned()));
+        if let Some(port) = port {
+            message.attributes.push((Cow::Borrowed("server.port"), port.to_owned()));
+        }
+    }
+}
