@@ -22,11 +22,11 @@ use crate::units::{self, parse_duration};
 /// The agent answers from memory: if it has not within this time, it hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An answer of this many bytes holds over 100,000 requests.
+/// Room for more requests than an agent lists.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
-/// What is asked for when filters are applied here.
-const FILTERED_LIMIT: u32 = 100_000;
+/// What is asked for when filters are applied here; an agent lists no more.
+const FILTERED_LIMIT: u32 = 10_000;
 
 /// Lists requests that have no answer yet, oldest first, asked of the agent that runs on this machine.
 #[derive(Debug, clap::Args)]
@@ -258,7 +258,7 @@ OPEN FOR  KIND    SERVICE  OPERATION  STATEMENT  LOCAL          PEER           S
         assert_eq!(rows[0]["duration_ns"], 61_000_000_000_u64);
         assert_eq!(rows[0]["start_time"], units::rfc3339(T0));
         assert_eq!(rows[0]["query_text"], serde_json::Value::Null);
-        assert!(question.contains("100000"));
+        assert!(question.contains("10000}"));
         let (_, out, words, _) = ask_agent("{\"open_requests\":[]}\n", "");
         assert_eq!((out.as_str(), words.as_str()), ("", "no request is open\n"));
     }
