@@ -22,7 +22,7 @@ use rusqlite::types::Value;
 use rustc_hash::FxHashMap;
 
 use super::chunk::sqlite_error;
-use super::session::{OpenChunk, RawRow, SPAN_COLUMNS, Session, merge_rows};
+use super::session::{KEYS_MAX, OpenChunk, RawRow, SPAN_COLUMNS, Session, merge_rows};
 use super::summary::Zone;
 use crate::schema::{Bits, GROUP_ROWS, relative_ns, stored_duration};
 use crate::{Order, SpanQuery, StoreError};
@@ -505,9 +505,10 @@ fn complete(
     wanted.dedup();
     let mut rows: FxHashMap<SpanId, Vec<Span>> = FxHashMap::default();
     for of_chunk in wanted.chunk_by(|a, b| a.0 == b.0) {
-        let ids: Vec<i64> = of_chunk.iter().map(|(_, row)| *row).collect();
-        for span in load_rows(session, of_chunk[0].0, &ids)? {
-            rows.entry(span.span_id).or_default().push(span);
+        for few in of_chunk.chunks(KEYS_MAX) {
+            for span in load_rows(session, of_chunk[0].0, few)? {
+                rows.entry(span.span_id).or_default().push(span);
+            }
         }
     }
     for (span_id, found) in session.rows_of_spans(&lookups)? {
@@ -520,13 +521,13 @@ fn complete(
     Ok(())
 }
 
-fn load_rows(session: &mut Session, idx: usize, ids: &[i64]) -> Result<Vec<Span>, StoreError> {
+fn load_rows(session: &mut Session, idx: usize, rows: &[(usize, i64)]) -> Result<Vec<Span>, StoreError> {
     let sql = format!("SELECT {SPAN_COLUMNS} FROM spans s WHERE id = ?1");
-    let unpacked = session.with(idx, |chunk| {
-        let mut raw = Vec::with_capacity(ids.len());
+    let unpacked = session.with_short(idx, |chunk| {
+        let mut raw = Vec::with_capacity(rows.len());
         let mut load = || -> rusqlite::Result<()> {
             let mut select = chunk.connection.prepare_cached(&sql)?;
-            for id in ids {
+            for (_, id) in rows {
                 raw.extend(select.query_row([id], RawRow::read).optional()?);
             }
             Ok(())

@@ -21,6 +21,8 @@ use crate::schema::CREATE;
 
 /// Chunks open at a time: a question about 200 chunks must not take 200 files and page caches.
 const OPEN_MAX: usize = 8;
+/// Lookups in one transaction.
+pub(crate) const KEYS_MAX: usize = 256;
 /// Warnings kept; more are counted.
 const WARNINGS_MAX: usize = 20;
 
@@ -178,15 +180,50 @@ impl Session {
 
     /// Runs `ask` on an open chunk, opening it if need be. `None` if the chunk cannot be read; a newer schema is
     /// an error of the whole question.
+    ///
+    /// On a sealed chunk everything is one transaction (each costs a dozen system calls); on a live one each
+    /// statement is, for its log's sake.
     pub(crate) fn with<T>(
         &mut self,
         idx: usize,
         ask: impl FnOnce(&mut OpenChunk) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
+        let whole = self.chunks[idx].file.sealed.is_some();
+        self.with_transaction(idx, whole, ask)
+    }
+
+    /// The same for at most [`KEYS_MAX`] lookups, which are few enough for one transaction on any chunk.
+    pub(crate) fn with_short<T>(
+        &mut self,
+        idx: usize,
+        ask: impl FnOnce(&mut OpenChunk) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        self.with_transaction(idx, true, ask)
+    }
+
+    fn with_transaction<T>(
+        &mut self,
+        idx: usize,
+        whole: bool,
+        ask: impl FnOnce(&mut OpenChunk) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
         if self.chunks[idx].broken {
             return Ok(None);
         }
-        match self.opened(idx).and_then(ask) {
+        let answer = self.opened(idx).and_then(|chunk| {
+            let run =
+                |sql| chunk.connection.execute_batch(sql).map_err(|error| sqlite_error(&chunk.path, error));
+            if whole {
+                run("BEGIN")?;
+            }
+            let answer = ask(chunk);
+            if whole {
+                // Of a transaction that only read; SQLite ends it by itself after some errors.
+                let _ = chunk.connection.execute_batch("ROLLBACK");
+            }
+            answer
+        });
+        match answer {
             Ok(answer) => Ok(Some(answer)),
             Err(error @ StoreError::Newer { .. }) => Err(error),
             Err(error) => {
@@ -326,10 +363,20 @@ impl Session {
         queries: &[&str],
         keys: &[(u64, Option<u64>)],
     ) -> Result<Vec<Span>, StoreError> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
+        let mut spans = Vec::new();
+        for few in keys.chunks(KEYS_MAX) {
+            spans.extend(self.spans_where_few(idx, queries, few)?);
         }
-        let unpacked = self.with(idx, |chunk| {
+        Ok(spans)
+    }
+
+    fn spans_where_few(
+        &mut self,
+        idx: usize,
+        queries: &[&str],
+        keys: &[(u64, Option<u64>)],
+    ) -> Result<Vec<Span>, StoreError> {
+        let unpacked = self.with_short(idx, |chunk| {
             let mut raw = Vec::new();
             for query in queries {
                 let mut select = chunk
