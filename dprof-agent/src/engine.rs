@@ -54,7 +54,7 @@ pub struct EngineConfig {
 pub struct Output {
     /// Spans whose trace id is settled, halves merged where both were seen here.
     pub spans: Vec<Span>,
-    /// Rollups of minutes that are over.
+    /// What was counted since the last time; a minute may come in parts.
     pub rollups: Vec<Rollup>,
     /// Payload limits that changed: (socket cookie, bytes per call).
     pub payload_limits: Vec<(u64, u32)>,

@@ -1,8 +1,7 @@
 //! Rollups: every finished half counted per service, operation, side and minute, before any decision to keep.
 //!
-//! What a reader would get wrong: a minute is emitted when the stream's clock has passed it by a grace, but late
-//! halves (a request that took minutes) still come. They are counted in the minute that they *ended* in if that is
-//! open, else in a further rollup of the same key: readers add rollups of one key up.
+//! What a reader would get wrong: a half is counted in the minute that it *ended* in, and a minute comes out in
+//! parts, one every few seconds, so that `stats` is never a minute behind: readers add rollups of one key up.
 
 use dprof_common::model::{Half, Rollup, RollupKey, Side};
 use rustc_hash::FxHashMap;
@@ -14,9 +13,8 @@ pub const OPERATIONS_MAX: usize = 200;
 pub const SERVICES_MAX: usize = 1000;
 /// Name of what is beyond the limits.
 pub const OTHER: &str = "(other)";
-/// A minute is given out this long after its end, nanoseconds: halves end in the order of capture, so only the
-/// ring's and the queue's delay is waited for.
-const GRACE_NS: u64 = 2_000_000_000;
+/// Counts are given out this often, nanoseconds: what `stats` lags behind.
+const EVERY_NS: u64 = 5_000_000_000;
 const MINUTE_NS: u64 = 60_000_000_000;
 
 /// Counters of what limits cost.
@@ -32,6 +30,7 @@ pub struct Rollups {
     /// By minute (seconds since the epoch), then by key without the minute.
     minutes: FxHashMap<u64, Minute>,
     counters: RollupCounters,
+    due_ns: u64,
 }
 
 /// Rollups of one service by operation, per side.
@@ -85,12 +84,11 @@ impl Rollups {
         rollup.add(half.times.duration_ns(), half.status.is_error(), half.request_bytes, half.response_bytes);
     }
 
-    /// Gives out the minutes that are over at `now_unix_ns`.
-    pub fn take_finished(&mut self, now_unix_ns: u64, out: &mut Vec<Rollup>) {
-        let over = |minute_s: u64| (minute_s + 60) * 1_000_000_000 + GRACE_NS <= now_unix_ns;
-        let finished: Vec<u64> = self.minutes.keys().copied().filter(|minute| over(*minute)).collect();
-        for minute in finished {
-            out.extend(self.minutes.remove(&minute).into_iter().flat_map(Minute::into_rollups));
+    /// Gives out everything that was counted since the last time, if that is [`EVERY_NS`] ago at `now_ns`.
+    pub fn take_due(&mut self, now_ns: u64, out: &mut Vec<Rollup>) {
+        if now_ns >= self.due_ns {
+            self.due_ns = now_ns.saturating_add(EVERY_NS);
+            self.take_all(out);
         }
     }
 
@@ -155,16 +153,16 @@ mod tests {
     const M: u64 = MINUTE_NS;
 
     #[test]
-    fn a_minute_comes_out_once_when_it_is_over_and_complete() {
+    fn every_half_comes_out_once_in_its_minute() {
         let mut rollups = Rollups::default();
+        let mut out = Vec::new();
+        rollups.take_due(0, &mut out);
         rollups.add(Side::Server, &half("GET", M + 1, 10));
         rollups.add(Side::Server, &half("GET", 2 * M - 1, 60));
         rollups.add(Side::Client, &half("GET", M + 5, 20));
-        rollups.add(Side::Server, &half("GET", 2 * M, 30));
-        let mut out = Vec::new();
-        rollups.take_finished(2 * M + GRACE_NS - 1, &mut out);
+        rollups.take_due(EVERY_NS - 1, &mut out);
         assert!(out.is_empty());
-        rollups.take_finished(2 * M + GRACE_NS, &mut out);
+        rollups.take_due(EVERY_NS, &mut out);
         out.sort_by_key(|rollup| rollup.key.side);
         let seen: Vec<_> = out
             .iter()
@@ -172,9 +170,9 @@ mod tests {
             .collect();
         assert_eq!(seen, [(Side::Client, 60, 1, 0, 20, 20, 20), (Side::Server, 60, 2, 1, 10, 60, 70)]);
         out.clear();
+        rollups.add(Side::Server, &half("GET", 2 * M, 30));
         rollups.take_all(&mut out);
-        assert_eq!(out.len(), 1);
-        assert_eq!(out[0].key.minute_unix_s, 120);
+        assert_eq!(out.iter().map(|r| (r.key.minute_unix_s, r.count)).collect::<Vec<_>>(), [(120, 1)]);
     }
 
     #[test]

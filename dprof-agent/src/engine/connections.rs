@@ -297,8 +297,6 @@ impl Engine {
             }
         }
         self.time_out(now_ns);
-        if self.clock.is_set() {
-            self.rollups.take_finished(self.clock.offset().unix_ns(now_ns), &mut out.rollups);
-        }
+        self.rollups.take_due(now_ns, &mut out.rollups);
     }
 }
