@@ -5,6 +5,7 @@
 //! dropped, also by a panic, and the kernel ends it when the thread that started it is gone.
 
 pub mod agent;
+pub mod cli;
 pub mod clock;
 pub mod poll;
 pub mod program;

@@ -20,7 +20,8 @@ pub(crate) fn everything(steps: &Steps, need: Need) -> Result<()> {
     workspace(steps)
 }
 
-fn workspace(steps: &Steps) -> Result<()> {
+/// Builds every binary and every test, with whatever kernel programs there are.
+pub(crate) fn workspace(steps: &Steps) -> Result<()> {
     let mut command = Command::new("cargo");
     command.current_dir(paths::root()).args(["build", "--workspace", "--all-targets"]);
     steps.run("agent, command line, tests", &mut command)

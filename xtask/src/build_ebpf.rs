@@ -10,7 +10,7 @@ use crate::{paths, setup, toolchain};
 
 /// Sets up what is missing and builds.
 pub(crate) fn run() -> Result<()> {
-    let steps = Steps::default();
+    let steps = Steps::new()?;
     setup::ensure(&steps, setup::Need::EBPF)?;
     build(&steps)
 }

@@ -2,6 +2,7 @@
 
 mod build;
 mod build_ebpf;
+mod demo;
 mod interrupt;
 mod paths;
 mod setup;
@@ -25,6 +26,8 @@ enum Task {
     Setup,
     /// Compile the kernel programs to target/ebpf/dprof-ebpf.o
     BuildEbpf,
+    /// Watch Redis behind a proxy under load, and show what dprof answers
+    Demo,
     /// Run every tier of the tests, each within its budget
     Test,
 }
@@ -33,6 +36,7 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().task {
         Task::Setup => setup::run(),
         Task::BuildEbpf => build_ebpf::run(),
+        Task::Demo => demo::run(),
         Task::Test => test::run(),
     }
 }

@@ -65,7 +65,7 @@ impl std::error::Error for Missing {}
 
 /// `cargo xtask setup`.
 pub(crate) fn run() -> Result<()> {
-    let steps = Steps::default();
+    let steps = Steps::new()?;
     ensure(&steps, Need::TEST)?;
     steps.say("set up: everything that cargo xtask demo, test and check need is installed");
     Ok(())

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Read};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 use std::{io, thread};
 
@@ -11,14 +11,31 @@ use anyhow::{Context as _, Result, bail};
 use dprof_tests::clock;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::interrupt::Interrupt;
+
 /// Lines of a failed command that are shown: enough for a compiler's first error.
 const LINES_SHOWN: usize = 60;
 
+/// How often signals are looked at while a command prints nothing.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
 /// Shows steps, several at a time.
-#[derive(Clone, Default)]
-pub(crate) struct Steps(MultiProgress);
+pub(crate) struct Steps {
+    bars: MultiProgress,
+    interrupt: Interrupt,
+}
 
 impl Steps {
+    /// Steps that SIGINT and SIGTERM end.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self { bars: MultiProgress::new(), interrupt: Interrupt::install()? })
+    }
+
+    /// Whether a signal came.
+    pub(crate) const fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
     /// Runs a command under a title. Fails with its last lines.
     pub(crate) fn run(&self, title: &str, command: &mut Command) -> Result<()> {
         let started = clock::now();
@@ -30,20 +47,30 @@ impl Steps {
             .spawn()
             .with_context(|| format!("start {}", command.get_program().display()))?;
         let (lines, received) = mpsc::channel();
-        let readers = [
-            child.stdout.take().map(|out| forward(out, lines.clone())),
-            child.stderr.take().map(|err| forward(err, lines)),
-        ];
-        let mut log = Vec::new();
-        for line in received {
-            if !line.trim().is_empty() {
-                bar.set_message(line.trim().to_owned());
-                log.push(line);
-            }
+        if let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) {
+            forward(out, lines.clone());
+            forward(err, lines);
         }
+        let mut log = Vec::new();
+        let interrupted = loop {
+            match received.recv_timeout(LOOK_EVERY) {
+                Ok(line) if line.trim().is_empty() => {}
+                Ok(line) => {
+                    bar.set_message(line.trim().to_owned());
+                    log.push(line);
+                }
+                Err(RecvTimeoutError::Disconnected) => break Ok(()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if let Err(interrupted) = self.interrupt.check() {
+                // It may be gone already, by the same signal from the terminal.
+                let _ = child.kill();
+                break Err(interrupted);
+            }
+        };
         let status = child.wait().with_context(|| format!("wait for {title}"))?;
-        readers.into_iter().flatten().for_each(|reader| drop(reader.join()));
         bar.finish_and_clear();
+        interrupted?;
         if !status.success() {
             let tail = log[log.len().saturating_sub(LINES_SHOWN)..].join("\n");
             bail!("{title}: {} ended with {status}:\n{tail}", command.get_program().display());
@@ -54,14 +81,14 @@ impl Steps {
 
     /// A line above the spinners.
     pub(crate) fn say(&self, line: &str) {
-        self.0.suspend(|| say(line));
+        self.bars.suspend(|| say(line));
     }
 
     fn bar(&self, title: &str) -> ProgressBar {
         if !io::stderr().is_terminal() {
             say(&format!("{title} ..."));
         }
-        let bar = self.0.add(ProgressBar::new_spinner().with_prefix(title.to_owned()));
+        let bar = self.bars.add(ProgressBar::new_spinner().with_prefix(title.to_owned()));
         if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg:.dim}") {
             bar.set_style(style);
         }
@@ -76,7 +103,8 @@ pub(crate) fn say(line: &str) {
     eprintln!("{line}");
 }
 
-fn forward(from: impl Read + Send + 'static, to: mpsc::Sender<String>) -> thread::JoinHandle<()> {
+/// Sends lines until the pipe ends, from a thread that ends with it.
+fn forward(from: impl Read + Send + 'static, to: mpsc::Sender<String>) {
     thread::spawn(move || {
         let mut from = BufReader::new(from);
         let mut line = Vec::new();
@@ -86,5 +114,5 @@ fn forward(from: impl Read + Send + 'static, to: mpsc::Sender<String>) -> thread
             }
             line.clear();
         }
-    })
+    });
 }

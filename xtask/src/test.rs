@@ -71,16 +71,16 @@ pub(crate) fn run() -> Result<()> {
 
 fn run_tiers(rows: &mut Vec<Row>) -> Result<()> {
     let started = clock::now();
-    build::everything(&Steps::default(), Need::TEST)?;
+    let steps = Steps::new()?;
+    build::everything(&steps, Need::TEST)?;
     let took = started.elapsed();
     rows.push(Row { name: "set-up, build", took, budget: BUILD_BUDGET, passed: None });
     if took > BUILD_BUDGET {
         bail!("set-up and build took {} s, more than their budget", took.as_secs());
     }
-    let interrupt = Interrupt::install()?;
     for tier in &TIERS {
         let started = clock::now();
-        let passed = run_tier(tier, started + tier.budget, &interrupt)?;
+        let passed = run_tier(tier, started + tier.budget, steps.interrupt())?;
         rows.push(Row {
             name: tier.name,
             took: started.elapsed(),

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use dprof_common::model::{Side, Span};
+use dprof_tests::cli;
 use dprof_tests::program::Program;
 use dprof_tests::subject::{self, find};
 
 use crate::harness::exchange::timed;
 use crate::harness::resp::{Resp, calls};
-use crate::harness::{Live, check_order, cli, finish, stored};
+use crate::harness::{Live, check_order, finish, stored};
 
 /// How long a load may take on a busy machine.
 pub(super) const LOAD_WITHIN: Duration = Duration::from_mins(2);

@@ -8,10 +8,10 @@ use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result};
 use dprof_tests::agent::{Agent, binary};
-use dprof_tests::subject;
+use dprof_tests::{cli, subject};
 
+use crate::harness::Live;
 use crate::harness::resp::Resp;
-use crate::harness::{Live, cli};
 
 /// A user without any privilege.
 const NOBODY: u32 = 65534;

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
 use dprof_common::model::{Status, split};
-use dprof_tests::subject;
+use dprof_tests::{cli, subject};
 
 use super::counts::{LOAD_WITHIN, benchmark};
 use crate::harness::exchange::{read, timed};
 use crate::harness::resp::{Resp, calls, command};
 use crate::harness::socket::{pair, reset_on_close};
-use crate::harness::{Live, check_order, cli, finish, only, with_text};
+use crate::harness::{Live, check_order, finish, only, with_text};
 
 #[test]
 fn a_request_in_one_byte_writes_is_one_rpc() -> Result<()> {

@@ -6,9 +6,9 @@ use std::net::TcpStream;
 
 use anyhow::{Context as _, Result, ensure};
 use dprof_common::model::Status;
-use dprof_tests::subject;
+use dprof_tests::{cli, subject};
 
-use crate::harness::{Live, check_order, cli, finish};
+use crate::harness::{Live, check_order, finish};
 
 /// One request on a connection that stays; status line and body.
 fn get(stream: &mut BufReader<TcpStream>, method: &str, path: &str) -> Result<(String, Vec<u8>)> {

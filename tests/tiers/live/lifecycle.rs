@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use dprof_tests::agent::Agent;
-use dprof_tests::{poll, subject};
+use dprof_tests::{cli, poll, subject};
 
 use super::counts::benchmark;
 use crate::harness::resp::Resp;
-use crate::harness::{Live, cli, stored};
+use crate::harness::{Live, stored};
 
 /// Runs commands, ends the agent by `signal`; everything is stored, the counters are printed, the exit code is 0.
 fn check_ends_by(signal: i32) -> Result<()> {

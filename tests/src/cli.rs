@@ -3,11 +3,12 @@
 use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result, bail};
-use dprof_tests::agent::binary;
 use serde_json::Value;
 
+use crate::agent::binary;
+
 /// What a command prints with `--format json`: rows.
-pub(crate) fn json(store: &str, arguments: &[&str]) -> Result<Vec<Value>> {
+pub fn json(store: &str, arguments: &[&str]) -> Result<Vec<Value>> {
     let output = run(store, &[arguments, &["--format", "json"]].concat())?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
@@ -18,16 +19,19 @@ pub(crate) fn json(store: &str, arguments: &[&str]) -> Result<Vec<Value>> {
 }
 
 /// Runs a command to its end.
-pub(crate) fn run(store: &str, arguments: &[&str]) -> Result<Output> {
-    Command::new(binary("dprof-cli"))
-        .args(arguments)
-        .env("DPROF_STORE", store)
-        .output()
-        .context("start dprof-cli")
+pub fn run(store: &str, arguments: &[&str]) -> Result<Output> {
+    command(store, arguments).output().context("start dprof-cli")
+}
+
+/// A command on a store, not yet started.
+pub fn command(store: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary("dprof-cli"));
+    command.args(arguments).env("DPROF_STORE", store);
+    command
 }
 
 /// `count` of `stats` for one kind and operation; 0 if there is no such row.
-pub(crate) fn count(store: &str, kind: &str, operation: &str) -> Result<u64> {
+pub fn count(store: &str, kind: &str, operation: &str) -> Result<u64> {
     let rows = json(store, &["stats", "--since", "all", "--kind", kind, "--operation", operation])?;
     Ok(rows.iter().filter_map(|row| row["count"].as_u64()).sum())
 }
