@@ -27,7 +27,7 @@ const LOAD_WITHIN: Duration = Duration::from_mins(2);
 const RECORDING: &str = "tests/data/demo.dprof";
 
 /// What the load does through the proxy: `redis-benchmark` options.
-const LOAD: [&str; 8] = ["-n", "20000", "-c", "20", "-P", "4", "-t", "set,get"];
+const LOAD: [&str; 6] = ["-n", "20000", "-c", "8", "-t", "set,get"];
 
 /// Runs the demo, or replays it.
 pub(crate) fn run() -> Result<()> {
@@ -103,8 +103,9 @@ fn put_under_load(
     say("load: redis-benchmark through the proxy, and a few slow commands");
     let (redis, proxy) = (redis.port.to_string(), proxy.port.to_string());
     let mut list = vec!["RPUSH", "orders"];
-    list.resize(if few { 500 } else { 20_000 }, "an order of one of our customers");
+    list.resize(300, "an order of one of our customers");
     redis_cli(&proxy, &list)?;
+    redis_cli(&proxy, &["LRANGE", "orders", "0", "-1"])?;
     let mut options = LOAD;
     if few {
         options[1] = "300";

@@ -124,7 +124,7 @@ fn requests_in_flight_are_listed_by_the_running_agent() -> Result<()> {
         let rows = cli::json(&agent.store, &["tail", "--open", "--socket", &socket]).ok()?;
         rows.into_iter().find(|row| row["operation"] == "BLPOP")
     })?;
-    assert!(row["age_ns"].as_u64().is_some(), "{row}");
+    assert!(row["duration_ns"].as_u64().is_some(), "{row}");
     agent.stop()?;
     Ok(())
 }
