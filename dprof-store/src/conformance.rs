@@ -307,6 +307,11 @@ impl Fleet {
         }
         spans
     }
+
+    /// The right answer to a question.
+    pub fn expected(&self, query: &SpanQuery) -> Vec<Span> {
+        expected(&self.merged(), query)
+    }
 }
 
 /// The right answer, from all spans merged.
