@@ -1,6 +1,6 @@
 //! Masks HTTP/1.1: header values but for a list, bodies, trailers. Lengths and chunk sizes stay.
 
-use super::line::{HttpHead, METHODS};
+use super::line::HttpHead;
 use super::{Exchange, FILLER, Method, Progress};
 
 /// Headers whose values stay: framing, what spans show, and the ids of other tracers.
@@ -35,6 +35,8 @@ const VALUE_BYTES_MAX: usize = 128;
 
 #[derive(Debug)]
 enum State {
+    /// Before the first byte of a header's line.
+    LineStart,
     Name,
     Value,
     /// Bytes of a body that are left.
@@ -70,19 +72,6 @@ pub(super) struct HttpMask {
     is_chunked: bool,
 }
 
-/// Whether bytes start like a request, far enough to be sure.
-pub(super) fn starts_a_request(bytes: &[u8]) -> bool {
-    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let is_method = |method: &[u8]| line.strip_prefix(method).is_some_and(|rest| rest.starts_with(b" "));
-    METHODS.into_iter().any(is_method)
-        && line.len() < bytes.len()
-        && line
-            .trim_ascii_end()
-            .rsplit(|byte| *byte == b' ')
-            .next()
-            .is_some_and(|word| word.starts_with(b"HTTP/1."))
-}
-
 impl HttpMask {
     pub(super) fn new(head: HttpHead, exchange: &mut Exchange) -> Self {
         if let HttpHead::Request { method } = head {
@@ -90,7 +79,7 @@ impl HttpMask {
         }
         Self {
             head,
-            state: State::Name,
+            state: State::LineStart,
             name: Vec::new(),
             value: Vec::new(),
             is_kept: false,
@@ -153,25 +142,32 @@ impl HttpMask {
 
     fn mask_byte(&mut self, byte: &mut u8, exchange: &mut Exchange) -> Progress {
         match &mut self.state {
-            State::Name => match *byte {
-                b'\n' if self.name.is_empty() => return self.end_head(exchange),
+            State::LineStart => match *byte {
                 b'\r' => {}
-                b':' => {
-                    self.is_kept = KEPT.iter().any(|kept| kept.eq_ignore_ascii_case(&self.name));
-                    self.value.clear();
-                    self.state = State::Value;
-                }
-                // A folded line goes on with the last value.
-                b' ' | b'\t' if self.name.is_empty() => self.state = State::Value,
-                b'\n' => return Progress::Bad,
-                _ if self.name.len() < NAME_BYTES_MAX => self.name.push(*byte),
-                _ => {}
-            },
-            State::Value => match *byte {
                 b'\n' => {
                     self.end_header();
+                    return self.end_head(exchange);
+                }
+                // A folded line goes on with the last value.
+                b' ' | b'\t' => self.state = State::Value,
+                _ => {
+                    self.end_header();
+                    self.name.push(*byte);
                     self.state = State::Name;
                 }
+            },
+            State::Name => match *byte {
+                b'\n' => self.state = State::LineStart,
+                b':' => {
+                    self.is_kept = KEPT.iter().any(|kept| kept.eq_ignore_ascii_case(&self.name));
+                    self.state = State::Value;
+                }
+                _ if self.name.len() < NAME_BYTES_MAX => self.name.push(*byte),
+                // Too long for a name that matters, and maybe none.
+                _ => *byte = FILLER,
+            },
+            State::Value => match *byte {
+                b'\n' => self.state = State::LineStart,
                 b'\r' => {}
                 _ => {
                     if self.value.len() < VALUE_BYTES_MAX {
@@ -226,11 +222,14 @@ impl HttpMask {
     fn end_header(&mut self) {
         let value = self.value.trim_ascii();
         if self.name.eq_ignore_ascii_case(b"content-length") {
+            // The same number may be said twice.
+            let value = value.split(|byte| *byte == b',').next().unwrap_or_default().trim_ascii();
             self.content_length = str::from_utf8(value).ok().and_then(|value| value.parse().ok());
         } else if self.name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.is_chunked |= value.to_ascii_lowercase().ends_with(b"chunked");
         }
         self.name.clear();
+        self.value.clear();
     }
 
     /// RFC 9112, section 6.3: how long the body is.

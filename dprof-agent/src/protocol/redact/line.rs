@@ -1,11 +1,12 @@
 //! The first line of a message that starts with a letter: an HTTP request, an HTTP response or an inline command
 //! of Redis. `GET /a` may still be either, so all are followed at once.
 
-use super::{FILLER, Method, UNKNOWN_FILLER};
+use super::target::TargetMask;
+use super::{Method, UNKNOWN_FILLER};
 use crate::protocol::resp::redact::{Args, Keep, Passing};
 
 /// Methods of HTTP that are known here; of another one's message everything is masked.
-pub(super) const METHODS: [&[u8]; 14] = [
+const METHODS: [&[u8]; 21] = [
     b"GET",
     b"HEAD",
     b"POST",
@@ -20,6 +21,13 @@ pub(super) const METHODS: [&[u8]; 14] = [
     b"MKCOL",
     b"REPORT",
     b"PURGE",
+    b"COPY",
+    b"MOVE",
+    b"LOCK",
+    b"UNLOCK",
+    b"SEARCH",
+    b"M-SEARCH",
+    b"QUERY",
 ];
 const VERSIONS: [&[u8]; 2] = [b"HTTP/1.0", b"HTTP/1.1"];
 /// An inline command or a request line that is longer is masked from there on.
@@ -54,8 +62,7 @@ pub(super) struct LineMask {
     is_in_word: bool,
     quote: Option<u8>,
     is_escaped: bool,
-    /// In the query of a target.
-    is_query: bool,
+    target: TargetMask,
     args: Args,
     method: Option<&'static [u8]>,
     is_response: bool,
@@ -73,7 +80,7 @@ impl Default for LineMask {
             is_in_word: false,
             quote: None,
             is_escaped: false,
-            is_query: false,
+            target: TargetMask::default(),
             args: Args::new(i64::MAX),
             method: None,
             is_response: false,
@@ -86,8 +93,11 @@ impl Default for LineMask {
 impl LineMask {
     /// Masks `bytes` up to the end of the line; how many that were.
     pub(super) fn mask(&mut self, bytes: &mut [u8]) -> (usize, Outcome) {
-        for (idx, byte) in bytes.iter_mut().enumerate() {
-            match self.mask_byte(byte) {
+        for idx in 0..bytes.len() {
+            if self.method.is_some() && self.n_words == 1 {
+                self.target.look_ahead(&bytes[idx..]);
+            }
+            match self.mask_byte(&mut bytes[idx]) {
                 Outcome::More => {}
                 outcome => return (idx + 1, outcome),
             }
@@ -124,7 +134,6 @@ impl LineMask {
 
     fn begin_word(&mut self) {
         self.is_in_word = true;
-        self.is_query = false;
         self.text = Passing::new(match self.n_words {
             0 => Keep::All,
             _ if self.is_response => {
@@ -164,13 +173,7 @@ impl LineMask {
             }
         }
         let passed = self.text.pass(byte);
-        if self.n_words == 1 && self.method.is_some() {
-            if self.is_query {
-                return FILLER;
-            }
-            self.is_query = byte == b'?';
-        }
-        passed
+        if self.n_words == 1 && self.method.is_some() { self.target.pass(byte) } else { passed }
     }
 
     fn first_word_may_be_known(&self) -> bool {

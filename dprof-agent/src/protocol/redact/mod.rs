@@ -8,6 +8,7 @@
 
 mod http;
 mod line;
+mod target;
 
 use std::collections::VecDeque;
 
@@ -90,8 +91,6 @@ impl State {
     const LOST: Self = Self::Lost { before: [0; 2] };
     /// After bytes that were not seen: they may have ended a line.
     const JOINED: Self = Self::Lost { before: LINE_END };
-    /// Nothing known follows.
-    const OPAQUE: Self = Self::LOST;
 }
 
 impl ConnectionMask {
@@ -139,28 +138,26 @@ impl ConnectionMask {
 
 impl StreamMask {
     fn mask(&mut self, mut bytes: &mut [u8], has_turned: bool, exchange: &mut Exchange) {
-        if matches!(self.state, State::Lost { .. }) && self.is_at_boundary(bytes, has_turned) {
+        if let State::Lost { before } = self.state
+            && self.is_at_boundary(bytes[0], has_turned, before)
+        {
             self.state = State::Start;
         }
         while !bytes.is_empty() {
             if exchange.is_opaque {
-                self.state = State::OPAQUE;
+                self.state = State::LOST;
             }
             let n = self.step(bytes, exchange);
             bytes = &mut bytes[n..];
         }
     }
 
-    /// Whether a message surely starts with these first bytes of a call, although it is not known what came
-    /// before.
-    fn is_at_boundary(&self, bytes: &[u8], has_turned: bool) -> bool {
-        // The first bytes after a request were written after it was read.
-        let is_reply = has_turned && starts_a_reply(bytes);
-        match self.role {
-            Role::Replies => is_reply,
-            Role::Requests => http::starts_a_request(bytes),
-            Role::Unknown => is_reply || http::starts_a_request(bytes),
-        }
+    /// Whether a message may start with this first byte of a call, although what came before is not known. The
+    /// first bytes after the other side's were written after those were read; and a call may start after a line.
+    fn is_at_boundary(&self, first: u8, has_turned: bool, before: [u8; 2]) -> bool {
+        (first.is_ascii_alphabetic() && (has_turned || before == LINE_END))
+            || (RespMask::may_start(first) && has_turned && self.role != Role::Requests && first != b'*')
+            || (first == b'*' && has_turned && self.role == Role::Replies)
     }
 
     /// Masks bytes of a lost stream up to where a command of Redis may start: an array after a line end.
@@ -269,10 +266,6 @@ impl Exchange {
     fn response(&mut self) -> Method {
         self.methods.pop_front().unwrap_or(Method::Other)
     }
-}
-
-fn starts_a_reply(bytes: &[u8]) -> bool {
-    bytes.first().is_some_and(|byte| RespMask::may_start(*byte)) || bytes.starts_with(b"HTTP/1.")
 }
 
 #[cfg(test)]

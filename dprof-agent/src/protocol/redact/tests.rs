@@ -55,6 +55,15 @@ fn check_same(name: &str, joined: bool, input: &str) {
     }
 }
 
+/// [`check_same`] without cuts: what is masked of a target depends on what the same call shows of it.
+#[track_caller]
+fn check_same_uncut(name: &str, input: &str) {
+    let original = steps(input);
+    let masked = mask(&original, false, Some(Direction::Out));
+    let said = show(&run(protocol(name), false, &original));
+    assert_eq!(show(&run(protocol(name), false, &masked)), said, "of\n{input}\nmasked\n{masked:?}");
+}
+
 /// Checks what is written of the request direction (or of the replies, after `<`).
 #[track_caller]
 fn check_written(input: &str, expected: &str) {
@@ -91,8 +100,12 @@ fn of_redis_replies_status_words_stay() {
 #[test]
 fn of_http_framing_and_known_headers_stay() {
     check_written(
-        ">| POST /a?token=secret HTTP/1.1|Host: h|Authorization: secret|Content-Length: 6||secret",
-        "POST /a????????????? HTTP/1.1 Host: h Authorization: ?????? Content-Length: 6  ??????",
+        ">| POST /a;b=secret/c?token=secret&secret#secret HTTP/1.1|Host: h|Authorization: secret|Content-Length: 6||secret",
+        "POST /a;xxxxxxxx/c?token=xxxxxx&xxxxxx#xxxxxx HTTP/1.1 Host: h Authorization: ?????? Content-Length: 6  ??????",
+    );
+    check_written(
+        ">| GET http://user:secret@h:80/a?x=1 HTTP/1.1||",
+        "GET http://xxxxxxxxxxx@h:80/a?x=x HTTP/1.1 ",
     );
     check_written(
         "<| HTTP/1.1 200 OK|Set-Cookie: secret x|Transfer-Encoding: chunked||6;a=b|secret|0|X: secret||",
@@ -220,4 +233,56 @@ fn any_bytes_keep_their_length_and_never_panic() {
             }
         }
     }
+}
+
+#[test]
+fn http_reads_the_same() {
+    let get = ">| GET / HTTP/1.1||";
+    for input in [
+        ">| POST /a;p=secret HTTP/1.1|Host: h:80|Cookie: secret|Content-Length: 6||secretGET / HTTP/1.1||",
+        ">| POST / HTTP/1.1|Transfer-Encoding: chunked||6;x=secret|secret|0|T: secret||GET / HTTP/1.1||",
+        ">| POST / HTTP/1.1|Content-Length: 3, 3||abc|GET / HTTP/1.1||",
+        ">\" GET / HTTP/1.1\\nHost: a\\n\\n\\nGET / HTTP/1.1\\n\\n",
+        ">| POST / HTTP/1.1|Content-Length:| 6||secret",
+        ">| POST / HTTP/1.1|X: secret|\tsecret|Content-Length: 3||abc",
+        ">| GET / HTTP/1.1|Long: \\{x*9000}|Content-Length: 3||abc",
+        ">| OPTIONS * HTTP/1.1|traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01||",
+        ">| GET / HTTP/1.1|X-B3-TraceId: 8448eb211c80319c|x-b3-spanid:b7ad6b7169203331||",
+        ">| CONNECT shop:443 HTTP/1.1||\n<| HTTP/1.1 200 OK||\n>\" \\x16\\x03secret",
+        ">| CONNECT shop:443 HTTP/1.1||\n<| HTTP/1.1 407 No|Content-Length: 0||\n>| GET / HTTP/1.1||",
+        ">| GET / HTTP/1.1|Connection: Upgrade|Upgrade: x||\n<| HTTP/1.1 101 Go|Upgrade: x||secret\n>| secret",
+        ">| POST / HTTP/1.1|Expect: 100-continue|Content-Length: 3||\n<| HTTP/1.1 100 Continue||\n>| abc\n<| HTTP/1.1 204 No||",
+        ">| HEAD / HTTP/1.1||GET / HTTP/1.1||\n<| HTTP/1.1 200 OK|Content-Length: 9||HTTP/1.1 200 OK|Content-Length: 6||secret",
+    ] {
+        check_same("http", false, input);
+    }
+    for response in [
+        "HTTP/1.1 200 OK|content-length:  6 ||secret",
+        "HTTP/1.1 204 No|Content-Length: 2||",
+        "HTTP/1.1 200 OK|Transfer-Encoding: gzip, chunked||6;x|secret|0|A: secret||",
+        "HTTP/1.0 200 OK||secret",
+        "HTTP/1.1 200 OK|Transfer-Encoding: gzip||secret",
+        "HTTP/1.1 500 No|Content-Length: 0|Set-Cookie: secret||",
+    ] {
+        check_same("http", false, &format!("{get}\n<| {response}\n<."));
+    }
+    check_same_uncut("http", ">| GET /cart/17?user=secret&secret&b=secret#secret HTTP/1.1|Host: shop||");
+    check_same_uncut("http", ">| GET http://u:secret@shop:81/a HTTP/1.1||");
+}
+
+#[test]
+fn holes_in_http_read_the_same() {
+    let post = ">| POST / HTTP/1.1|Content-Length: 1000||secret";
+    check_same("http", false, &format!("{post}\n>~ 994\n>| GET / HTTP/1.1||"));
+    check_same("http", false, &format!("{post}\n>~ 900\n>| \\{{x*94}}GET / HTTP/1.1||"));
+    let chunked = ">| POST / HTTP/1.1|Transfer-Encoding: chunked||3e8|";
+    check_same("http", false, &format!("{chunked}\n>~ 1000\n>| |0||"));
+    check_same("http", false, ">| GET / HTTP/1.1||\n>~ 30\n>| GET / HTTP/1.1||");
+    check_same(
+        "http",
+        false,
+        ">| GET / HTTP/1.1||\n<| HTTP/1.1 200 OK|Conte\n<~ 20\n<| secret\n>| GET / HTTP/1.1||
+         <| HTTP/1.1 200 OK|Content-Length: 1||a",
+    );
+    check_same("http", true, ">| dy|\n<| secret\n>| GET / HTTP/1.1||\n<| HTTP/1.1 204 No||");
 }
