@@ -16,6 +16,8 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::pipeline::Question;
 
+/// Its members may ask.
+const GROUP: &str = "dprof";
 /// A question is a short line.
 const LINE_BYTES_MAX: u64 = 4096;
 /// Questions answered at once; further ones wait in the socket's queue.
@@ -32,6 +34,7 @@ enum Request {
         #[serde(default = "limit_default")]
         limit: usize,
     },
+    #[serde(alias = "stats")]
     Counters,
 }
 
@@ -83,14 +86,26 @@ pub fn start(path: &Path, questions: mpsc::Sender<Question>) -> anyhow::Result<C
     Ok(Control { path: path.to_owned(), task })
 }
 
-/// The user who called sudo may ask too.
+/// The user who called sudo may ask too; without one, the members of group `dprof`, if there is one.
 fn give_to_caller(path: &Path) {
     let id = |name: &str| std::env::var(name).ok().and_then(|id| id.parse::<u32>().ok());
-    if let (Some(uid), Some(gid)) = (id("SUDO_UID"), id("SUDO_GID"))
-        && let Err(error) = std::os::unix::fs::chown(path, Some(uid), Some(gid))
-    {
-        log::warn!("{} stays root's: {error}", path.display());
+    let groups = || std::fs::read_to_string("/etc/group").ok();
+    let result = match (id("SUDO_UID"), id("SUDO_GID")) {
+        (Some(uid), Some(gid)) => std::os::unix::fs::chown(path, Some(uid), Some(gid)),
+        _ => match groups().and_then(|groups| group_id(&groups, GROUP)) {
+            Some(gid) => std::os::unix::fs::chown(path, None, Some(gid)),
+            None => Ok(()),
+        },
+    };
+    if let Err(error) = result {
+        log::warn!("{} stays with the agent's user: {error}", path.display());
     }
+}
+
+/// A group's id in the text of `/etc/group`.
+fn group_id(groups: &str, name: &str) -> Option<u32> {
+    let mut lines = groups.lines().map(|line| line.split(':'));
+    lines.find_map(|mut fields| (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?)
 }
 
 async fn serve(client: UnixStream, questions: mpsc::Sender<Question>) -> anyhow::Result<()> {
@@ -124,6 +139,19 @@ fn ask(request: &Request, questions: &mpsc::Sender<Question>) -> anyhow::Result<
             let named: serde_json::Map<String, serde_json::Value> =
                 counters.iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
             Ok(serde_json::json!({ "counters": named }))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_found_by_its_whole_name() {
+        let groups = "root:x:0:\ndprofs:x:7:\nbroken\ndprof:x:991:joe,ann\n";
+        for (name, expected) in [("dprof", Some(991)), ("root", Some(0)), ("broken", None), ("dp", None)] {
+            assert_eq!(group_id(groups, name), expected, "{name}");
         }
     }
 }

@@ -18,14 +18,20 @@ use crate::batch::Batcher;
 use crate::clock::{monotonic_ns, read_clocks};
 use crate::engine::{Engine, EngineCounters, OpenRequest, Output};
 use crate::queue::{Popped, Receiver, Sender, queue};
+use crate::report::merge;
 use crate::source::{Block, Source, SourceCounters};
 
 /// Bytes of events between source and engine: 300 ms of full load, while the engine is kept from the CPU.
 const EVENTS_BYTES_MAX: usize = 6 << 20;
 /// Spans between engine and writer: a burst of two seconds at half of what the embedded store takes.
 const SPANS_WAITING_MAX: usize = 100_000;
+/// How long the source is drained after the stop at most: a full ring of the default size takes a tenth.
+const DRAIN_NS_MAX: u64 = 200_000_000;
 /// Longest wait of a stage for its queue: how late it notices time passing.
 const WAIT: Duration = Duration::from_millis(50);
+/// Rollups kept apart for the summary; beyond, minutes are merged. An agent may run for weeks with a summary at its
+/// end.
+const ROLLUPS_KEPT_MAX: usize = 10_000;
 /// Time between two calls of the store's housekeeping.
 const MAINTAIN_EVERY_NS: u64 = 1_000_000_000;
 /// Nice value of the source's thread: it does little, and what it does late is lost.
@@ -190,6 +196,7 @@ fn read(
     // SAFETY: changes the priority of the calling thread only. Refused without privilege, and then so be it.
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, SOURCE_NICE) };
     let mut error = None;
+    let mut drained_by_ns = None;
     loop {
         let stopping = stop.load(Ordering::Relaxed);
         let block = match source.next_block(WAIT) {
@@ -208,9 +215,13 @@ fn read(
         for (sock, bytes) in limits.try_iter() {
             source.set_payload_limit(sock, bytes);
         }
-        // What was in the ring when the stop came is taken too: one more look, and it is enough.
+        // What was in the ring when the stop came is taken too: until it is empty, or, under a load that never
+        // ends, until that must have been taken.
         if stopping {
-            break;
+            let now_ns = monotonic_ns();
+            if was_empty || now_ns >= *drained_by_ns.get_or_insert(now_ns + DRAIN_NS_MAX) {
+                break;
+            }
         }
     }
     let counters = source.counters();
@@ -248,6 +259,9 @@ impl EngineTask {
             }
             if self.keep_rollups {
                 kept.extend(out.rollups.iter().cloned());
+                if kept.len() >= ROLLUPS_KEPT_MAX {
+                    kept = merge(&kept);
+                }
             }
             let now_ns = monotonic_ns();
             let mut full = batcher.add(&mut out.spans, &mut out.rollups, now_ns);
@@ -267,7 +281,9 @@ impl EngineTask {
             if is_end {
                 full.extend(batcher.take_rest());
             }
-            full.into_iter().for_each(|batch| self.hand_over(batch));
+            for batch in full {
+                self.hand_over(batch);
+            }
             if is_end {
                 return (self.engine.counters(), kept);
             }

@@ -13,15 +13,7 @@ use crate::units::{format_count, format_ns};
 
 /// Every service and operation, servers first, the largest count first.
 pub fn summary(rollups: &[Rollup]) -> String {
-    let mut merged: BTreeMap<(&str, &str, Side), Rollup> = BTreeMap::new();
-    for rollup in rollups {
-        let key = (rollup.key.service.as_str(), rollup.key.operation.as_str(), rollup.key.side);
-        merged
-            .entry(key)
-            .or_insert_with(|| Rollup::new(RollupKey { minute_unix_s: 0, ..rollup.key.clone() }))
-            .merge(rollup);
-    }
-    let mut rows: Vec<Rollup> = merged.into_values().collect();
+    let mut rows = merge(rollups);
     rows.sort_by_key(|row| (row.key.side == Side::Client, std::cmp::Reverse(row.count)));
     let head = ["SERVICE", "OPERATION", "KIND", "COUNT", "ERRORS", "MIN", "AVG", "P50", "P90", "P99", "MAX"];
     let mut cells: Vec<Vec<String>> = vec![head.iter().map(|name| (*name).to_owned()).collect()];
@@ -42,6 +34,19 @@ pub fn summary(rollups: &[Rollup]) -> String {
         ]);
     }
     aligned(&cells)
+}
+
+/// Rollups of one service, operation and side as one, whatever their minutes.
+pub fn merge(rollups: &[Rollup]) -> Vec<Rollup> {
+    let mut merged: BTreeMap<(&str, &str, Side), Rollup> = BTreeMap::new();
+    for rollup in rollups {
+        let key = (rollup.key.service.as_str(), rollup.key.operation.as_str(), rollup.key.side);
+        merged
+            .entry(key)
+            .or_insert_with(|| Rollup::new(RollupKey { minute_unix_s: 0, ..rollup.key.clone() }))
+            .merge(rollup);
+    }
+    merged.into_values().collect()
 }
 
 /// Columns as wide as their widest cell; the first three to the left, numbers to the right.
@@ -112,4 +117,47 @@ pub fn counters(outcome: &Outcome, recorder: Option<RecorderCounters>) -> String
         ],
     );
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rollup(minute_unix_s: u64, operation: &str, durations_ns: &[u64]) -> Rollup {
+        let mut rollup = Rollup::new(RollupKey {
+            minute_unix_s,
+            service: "redis".into(),
+            operation: operation.into(),
+            side: Side::Server,
+            protocol: "redis".into(),
+        });
+        for duration_ns in durations_ns {
+            rollup.add(*duration_ns, *duration_ns > 5_000_000, 10, 20);
+        }
+        rollup
+    }
+
+    #[test]
+    fn minutes_add_up_in_the_table() {
+        let rollups = [
+            rollup(60, "GET", &[1_000, 3_000]),
+            rollup(0, "SET", &[2_000]),
+            rollup(120, "GET", &[8_000_000]),
+        ];
+        let rows: Vec<Vec<String>> =
+            summary(&rollups).lines().map(|l| l.split_whitespace().map(str::to_owned).collect()).collect();
+        assert_eq!(rows[0][..5], ["SERVICE", "OPERATION", "KIND", "COUNT", "ERRORS"]);
+        assert_eq!(rows[1][..7], ["redis", "GET", "server", "3", "1", "1.00us", "2.67ms"]);
+        assert_eq!(rows[1][10], "8.00ms");
+        assert_eq!(
+            rows[2],
+            ["redis", "SET", "server", "1", "0", "2.00us", "2.00us", "2.00us", "2.00us", "2.00us", "2.00us"]
+        );
+        assert_eq!(merge(&merge(&rollups)), merge(&rollups));
+    }
+
+    #[test]
+    fn nothing_seen_is_a_table_without_rows() {
+        assert_eq!(summary(&[]).lines().count(), 1);
+    }
 }

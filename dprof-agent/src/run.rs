@@ -86,7 +86,7 @@ fn run(options: &Options) -> anyhow::Result<u8> {
     }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let opened = open_source(options)?;
         let backend = opened.source.backend();
         let info = run_info(&opened, backend)?;
@@ -157,7 +157,10 @@ fn run(options: &Options) -> anyhow::Result<u8> {
             say(error);
         }
         Ok(if outcome.errors.is_empty() { EXIT_OK } else { EXIT_ERROR })
-    })
+    });
+    // Whoever interrupts twice does not wait for the thread that waits for the others.
+    runtime.shutdown_background();
+    result
 }
 
 async fn join(running: Running) -> anyhow::Result<pipeline::Outcome> {
