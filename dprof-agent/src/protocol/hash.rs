@@ -70,7 +70,9 @@ mod tests {
 
     fn hash_of(parts: &[&[u8]]) -> u64 {
         let mut hasher = ContentHasher::new();
-        parts.iter().for_each(|part| hasher.update(part));
+        for part in parts {
+            hasher.update(part);
+        }
         hasher.finish()
     }
 

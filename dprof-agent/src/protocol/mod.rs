@@ -27,6 +27,7 @@ pub enum Direction {
 
 impl Direction {
     /// The other one.
+    #[must_use]
     pub const fn reverse(self) -> Self {
         match self {
             Self::Out => Self::In,

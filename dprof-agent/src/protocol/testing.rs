@@ -153,14 +153,14 @@ fn show_one(parsed: &Parsed) -> String {
     let mut line = format!("{} {}..{} {kind}", arrow(message.direction), message.start, message.end);
     for part in [&*message.operation, &message.text, &message.status_code] {
         if !part.is_empty() {
-            line += &format!(" [{part}]");
+            line.extend([" [", part, "]"]);
         }
     }
     for (name, value) in &message.attributes {
-        line += &format!(" {name}={value}");
+        line.extend([" ", name, "=", value]);
     }
     if let Some((trace, span)) = message.explicit_id {
-        line += &format!(" id={trace:x}/{span:x}");
+        line = format!("{line} id={trace:x}/{span:x}");
     }
     if message.is_error {
         line += " error";

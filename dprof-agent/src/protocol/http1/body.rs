@@ -116,9 +116,7 @@ impl Body {
                         left => Self::Data { left, crlf: *cr },
                     }
                 }
-                (b'\r' | b';' | b' ' | b'\t', _) | (_, _)
-                    if *extension > 0 || matches!(byte, b'\r' | b';' | b' ' | b'\t') =>
-                {
+                (byte, _) if *extension > 0 || matches!(byte, b'\r' | b';' | b' ' | b'\t') => {
                     *extension += 1;
                     *cr = byte == b'\r';
                     if *extension > CHUNK_LINE_BYTES_MAX {

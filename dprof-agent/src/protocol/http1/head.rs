@@ -229,7 +229,7 @@ impl Head {
             }
             Header::Upgrade => self.has_upgrade |= !value.is_empty(),
             Header::Host => {
-                self.host = self.host.take().or_else(|| str::from_utf8(value).ok().map(str::to_owned))
+                self.host = self.host.take().or_else(|| str::from_utf8(value).ok().map(str::to_owned));
             }
             Header::Traceparent => self.ids.traceparent(value),
             Header::B3 => self.ids.b3(value),
@@ -282,5 +282,32 @@ mod tests {
         {
             check(other, None);
         }
+    }
+
+    #[test]
+    fn memory_is_bounded_and_a_head_has_an_end() {
+        let mut lines = Lines::default();
+        let mut head = Head::default();
+        let mut too_long = 0;
+        for filler in ["Host: a\r\n", "Content-Length: 1\r\n", " more\r\n", "x"] {
+            lines.begin();
+            head.begin();
+            for _ in 0..100_000 {
+                match lines.feed(filler.as_bytes()) {
+                    LineStep::More => {}
+                    LineStep::Ended(_) => {
+                        let (line, whole) = lines.line();
+                        head.line(line, whole);
+                        lines.next();
+                    }
+                    LineStep::TooLong => {
+                        too_long += 1;
+                        break;
+                    }
+                }
+            }
+            assert!(lines.line.capacity() + head.value.capacity() <= 4 * LINE_BYTES_MAX);
+        }
+        assert_eq!(too_long, 3);
     }
 }

@@ -5,6 +5,7 @@
 
 mod body;
 mod head;
+mod names;
 mod side;
 mod target;
 #[cfg(test)]

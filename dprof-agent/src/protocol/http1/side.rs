@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use super::Session;
 use super::body::{Body, Gap, Progress};
 use super::head::{Head, LineStep, Lines, request_line, status_line};
-use super::target::{Target, host_and_port};
+use super::names::{known_method, push_host, status_text};
+use super::target::Target;
 use crate::protocol::answers::Next;
 use crate::protocol::hash::ContentHasher;
 use crate::protocol::{Direction, Message, MessageKind, Parsed};
@@ -227,12 +228,10 @@ impl Side {
     /// The direction ended.
     pub(super) fn end(&mut self, session: &mut Session, out: &mut Vec<Parsed>) {
         match self.state {
-            State::Body(Body::Close) => self.end_message(self.pos, session, out),
-            State::Peek(body, n) => {
-                if n == 0 || body == Body::Close || body == Body::Length(n as u64) {
-                    self.end_message(self.pos, session, out);
-                }
+            State::Body(Body::Close) | State::Peek(Body::Close, _) => {
+                self.end_message(self.pos, session, out);
             }
+            State::Peek(Body::Length(len), n) if len == n as u64 => self.end_message(self.pos, session, out),
             _ => {}
         }
     }
@@ -447,65 +446,5 @@ impl Side {
         self.state = State::Seek;
         self.message = None;
         session.answers.lose();
-    }
-}
-
-/// The method as OpenTelemetry names it: what is not registered is `_OTHER`.
-fn known_method(method: &[u8]) -> &'static str {
-    const KNOWN: [&str; 17] = [
-        "GET",
-        "POST",
-        "PUT",
-        "DELETE",
-        "HEAD",
-        "OPTIONS",
-        "PATCH",
-        "CONNECT",
-        "TRACE",
-        "QUERY",
-        "PROPFIND",
-        "PROPPATCH",
-        "MKCOL",
-        "COPY",
-        "MOVE",
-        "LOCK",
-        "UNLOCK",
-    ];
-    KNOWN.into_iter().find(|known| known.as_bytes() == method).unwrap_or("_OTHER")
-}
-
-/// A status as text; the common ones cost no allocation.
-fn status_text(status: u16) -> Cow<'static, str> {
-    Cow::Borrowed(match status {
-        100 => "100",
-        101 => "101",
-        200 => "200",
-        201 => "201",
-        202 => "202",
-        204 => "204",
-        206 => "206",
-        301 => "301",
-        302 => "302",
-        304 => "304",
-        400 => "400",
-        401 => "401",
-        403 => "403",
-        404 => "404",
-        409 => "409",
-        429 => "429",
-        500 => "500",
-        502 => "502",
-        503 => "503",
-        504 => "504",
-        other => return Cow::Owned(other.to_string()),
-    })
-}
-
-fn push_host(message: &mut Message, authority: &[u8]) {
-    if let Some((host, port)) = host_and_port(authority) {
-        message.attributes.push((Cow::Borrowed("server.address"), host.to_owned()));
-        if let Some(port) = port {
-            message.attributes.push((Cow::Borrowed("server.port"), port.to_owned()));
-        }
     }
 }

@@ -128,7 +128,7 @@ fn is_id(segment: &[u8]) -> bool {
     let len = segment.len();
     let digits = count(u8::is_ascii_digit);
     let hex = count(u8::is_ascii_hexdigit);
-    let dashes = segment.iter().filter(|byte| **byte == b'-').count();
+    let dashes = count(|byte| *byte == b'-');
     let number = len > 0 && digits == len;
     let hash = hex == len && len >= HEX_ID_DIGITS && digits > 0;
     let uuid = len == 36 && hex == 32 && dashes == 4;

@@ -81,7 +81,7 @@ const REPLY_LINE_BYTES_MAX: usize = 128;
 
 /// Whether bytes can be the start of a reply; `None`: need more. One line is all that is looked at.
 pub(super) fn reply_boundary(bytes: &[u8]) -> Option<bool> {
-    let Some((kind, rest)) = bytes.split_first() else { return None };
+    let (kind, rest) = bytes.split_first()?;
     let counted = |least: i64| match number(rest) {
         Some((value, _)) => Some(value >= least),
         None => (!is_number_so_far(rest)).then_some(false),

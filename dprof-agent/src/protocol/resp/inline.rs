@@ -36,7 +36,7 @@ fn argument(line: &[u8]) -> Option<(Cow<'_, [u8]>, &[u8])> {
                 let ends = rest.first().is_none_or(u8::is_ascii_whitespace);
                 return ends.then_some((Cow::Owned(argument), rest));
             }
-            (Some(b'"'), b'\\') | (Some(b'\''), b'\\') if idx + 1 < line.len() => {
+            (Some(_), b'\\') if idx + 1 < line.len() => {
                 idx += 1;
                 argument.push(line[idx]);
             }

@@ -3,6 +3,7 @@
 //! What a reader would get wrong: replies carry no number, so everything rests on their order. After a loss a
 //! reply's boundary is believed only where the connection turned: at the first byte after requests were sent.
 
+mod arguments;
 mod boundary;
 mod command;
 mod inline;

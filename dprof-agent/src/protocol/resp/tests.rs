@@ -160,7 +160,7 @@ fn every_type_of_reply() {
         if reply.starts_with("$0") {
             bytes.extend(b"\r\n");
         }
-        let escaped: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+        let escaped = bytes.iter().fold(String::new(), |escaped, byte| format!("{escaped}\\x{byte:02x}"));
         let n = bytes.len();
         let expected = format!(
             "> 0..14 req [PING] [PING]\n< 0..{n} res\n> 14..28 req [PING] [PING]\n< {n}..{} res",
