@@ -10,6 +10,9 @@ use dprof_store::StoreUrl;
 use crate::command::Command;
 use crate::units::{When, parse_duration, parse_when};
 
+/// In help, arguments of all commands come after the command's own.
+const SHARED_ORDER: usize = 900;
+
 /// Asks dprof's store which requests are slow, where the time went, and on which node.
 ///
 /// Data goes to stdout, everything else to stderr.
@@ -18,11 +21,18 @@ use crate::units::{When, parse_duration, parse_when};
 #[derive(Debug, Parser)]
 #[command(name = "dprof-cli", version, max_term_width = 100, disable_help_subcommand = true)]
 pub(crate) struct Cli {
-    /// Where spans are kept: `sqlite:DIR` or `cassandra://host1,host2/keyspace`
-    #[arg(long, global = true, env = "DPROF_STORE", default_value = dprof_store::DEFAULT_STORE, value_name = "URL")]
+    /// Where spans are kept: sqlite:DIR or cassandra://host1,host2/keyspace
+    #[arg(long, global = true, display_order = SHARED_ORDER, env = "DPROF_STORE", hide_env_values = true, default_value = dprof_store::DEFAULT_STORE, value_name = "URL")]
     pub(crate) store: StoreUrl,
-    /// Colours; `auto` means on a terminal and without `NO_COLOR`
-    #[arg(long, global = true, value_enum, default_value_t = ColorChoice::Auto, value_name = "WHEN")]
+    /// Colours: auto (on a terminal, without NO_COLOR), always or never
+    #[arg(
+        long,
+        global = true, display_order = SHARED_ORDER,
+        value_enum,
+        default_value_t = ColorChoice::Auto,
+        value_name = "WHEN",
+        hide_possible_values = true
+    )]
     pub(crate) color: ColorChoice,
     /// What to do.
     #[command(subcommand)]
@@ -52,8 +62,8 @@ pub(crate) enum Format {
 /// `--format`.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct FormatArgs {
-    /// Output
-    #[arg(long, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    /// Output: table for people, json (one array of objects) for programs
+    #[arg(long, display_order = SHARED_ORDER, value_enum, default_value_t = Format::Table, value_name = "FORMAT", hide_possible_values = true)]
     pub(crate) format: Format,
 }
 
@@ -77,7 +87,7 @@ pub(crate) struct NameArgs {
     /// Only this operation
     #[arg(long, value_name = "NAME")]
     pub(crate) operation: Option<String>,
-    /// Only RPCs seen from this end: `server` or `client`
+    /// Only RPCs of this kind: server or client
     #[arg(long, value_parser = parse_side, value_name = "KIND")]
     pub(crate) kind: Option<Side>,
 }

@@ -19,14 +19,14 @@ use crate::units;
 
 /// Writes spans, newest first, for other programs.
 ///
-/// `otlp-json` is OpenTelemetry's JSON (one document): a CLIENT and a SERVER span per RPC, of the ends that
-/// were seen. `csv` has one line per RPC.
+/// otlp-json is OpenTelemetry's JSON (one document): a CLIENT and a SERVER span per RPC, of the ends that
+/// were seen. csv has one line per RPC.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Format
-    #[arg(long, value_enum, value_name = "FORMAT")]
+    /// otlp-json or csv
+    #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     format: ExportFormat,
-    /// File to write, `-` for stdout; a file appears only when it is complete
+    /// File to write, - for stdout; a file appears only when it is complete
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Only this trace (an id or the start of one); the window does not apply

@@ -12,6 +12,9 @@ use crate::render::table::{Cell, Column, Table};
 use crate::render::{Tone, json};
 use crate::units;
 
+/// From this width on, a start on another day is shown to the millisecond.
+const MILLISECONDS_COLUMNS: usize = 120;
+
 /// Lists the longest RPCs, one row each: who served it, what it was, where most of the time went.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -115,7 +118,7 @@ fn table(spans: &[Span], context: &mut Context<'_>) -> Result<(), Failure> {
             caller.into(),
             row.query_text.unwrap_or_default().into(),
             Cell::toned(row.flags.join(" "), Tone::Yellow),
-            started(row.start_time, context.now_unix_ns).into(),
+            started(row.start_time, context).into(),
             row.span_id.as_str().into(),
             shown_id(span.trace_id, context.screen.width).into(),
         ]);
@@ -137,12 +140,17 @@ pub(super) fn failure_cell(row: &SpanRow<'_>) -> Cell {
     }
 }
 
-/// The time of day; with the date if that is another than today's.
-fn started(unix_ns: u64, now_unix_ns: u64) -> String {
-    let text = units::date_time(unix_ns);
-    match (text.split_once(' '), units::date_time(now_unix_ns).split_once(' ')) {
+/// The time of day; with the date if that is another than today's, then on a narrow screen to the second.
+fn started(unix_ns: u64, context: &Context<'_>) -> String {
+    let mut text = units::date_time(unix_ns);
+    match (text.split_once(' '), units::date_time(context.now_unix_ns).split_once(' ')) {
         (Some((date, time)), Some((today, _))) if date == today => time.to_owned(),
-        _ => text,
+        _ => {
+            if context.screen.width.is_some_and(|width| width < MILLISECONDS_COLUMNS) {
+                text.truncate("2026-11-03 12:00:00".len());
+            }
+            text
+        }
     }
 }
 

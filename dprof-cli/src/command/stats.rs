@@ -13,7 +13,7 @@ use crate::units;
 
 /// Shows counts, failures and latencies per service, operation and kind, of everything seen.
 ///
-/// `server` rows are requests that the service answered, `client` rows calls that it made: an RPC between two
+/// Rows of kind server are requests that the service answered, of kind client calls that it made: an RPC between two
 /// watched services is in one of each. Whole minutes count. Percentiles are within 1 %; minimum, mean and
 /// maximum are exact.
 #[derive(Debug, clap::Args)]
@@ -22,8 +22,8 @@ pub(crate) struct Args {
     window: WindowArgs,
     #[command(flatten)]
     names: NameArgs,
-    /// Largest first by this
-    #[arg(long, value_enum, default_value_t = SortBy::Total, value_name = "COLUMN")]
+    /// Largest first by total, count, errors, avg, p50, p99 or max; or by name
+    #[arg(long, value_enum, default_value_t = SortBy::Total, value_name = "COLUMN", hide_possible_values = true)]
     sort: SortBy,
     /// At most this many rows [default: all]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]

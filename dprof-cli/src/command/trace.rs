@@ -32,8 +32,8 @@ const DOUBTED_SHOWN: usize = 8;
 /// Shows a trace: who called whom, when, what the time went on, and on what evidence each link stands.
 ///
 /// Numbers are exact differences on one clock each. Bars of different hosts are fitted into each other with the
-/// network split evenly, since clocks of two hosts cannot be compared. Marks: `!` failed, `~` approximate,
-/// `?` the parent is not stored, `<` the longest of siblings alike.
+/// network split evenly, since clocks of two hosts cannot be compared. Marks: ! failed, ~ approximate,
+/// ? the parent is not stored, < the longest of siblings alike.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// A trace id or the start of one, or a whole span id
@@ -177,10 +177,15 @@ fn summary(tree: &Tree<'_>, trace: &str, rows: &[Row]) -> Vec<String> {
     if let Some(culprit) = latency::culprit(tree) {
         let span = tree.nodes[culprit.idx].span;
         let at = rows.iter().find(|row| row.line == Line::Span(culprit.idx)).and_then(|row| row.number);
+        // A call that outlives the request has no share in it.
+        let share = if culprit.ns > first.duration_ns() {
+            String::new()
+        } else {
+            format!(" ({})", units::percent(culprit.ns, first.duration_ns()))
+        };
         lines.push(format!(
-            "largest part: {} ({}) is {} of {}{}{}",
+            "largest part: {}{share} is {} of {}{}{}",
             units::duration(culprit.ns),
-            units::percent(culprit.ns, first.duration_ns()),
             culprit.part.name(),
             span.nearest()
                 .map_or(String::new(), |half| format!("{} {}", half.process.service, half.operation)),
@@ -250,9 +255,9 @@ fn write_table(
                 Column::text("STATEMENT", 1),
                 Column::text("STATUS", 0),
                 Column::whole("LINK", 0),
-                Column::whole("SPAN", 3),
-                Column::number("REQUEST", 5),
-                Column::number("RESPONSE", 6),
+                Column::whole("SPAN", 5),
+                Column::number("REQUEST", 6),
+                Column::number("RESPONSE", 7),
             ],
         });
     }
