@@ -70,6 +70,11 @@ impl TcpSock {
     }
 
     #[inline(always)]
+    pub(crate) fn snd_una(self) -> u32 {
+        self.tcp.load(config!(offsets.snd_una))
+    }
+
+    #[inline(always)]
     pub(crate) fn copied_seq(self) -> u32 {
         self.tcp.load(config!(offsets.copied_seq))
     }

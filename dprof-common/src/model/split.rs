@@ -86,6 +86,13 @@ pub fn split(span: &Span) -> Split {
             .as_ref()
             .and_then(|server| between(server.times.request_last_ns, server.times.response_first_ns));
         match (away, at_server) {
+            // The first departure of an answer of several segments is an upper bound. Where the client's clock
+            // proves it too high, service and network cannot be told apart; the rest stays as it is.
+            (Some(away), Some(at_server)) if at_server > away && split.approximate => {
+                split.service_ns = None;
+                split.remote_ns = Some(away - split.server_queue_ns.unwrap_or(0));
+                split.streaming_ns = between(t.response_first_ns, t.response_last_ns);
+            }
             (Some(away), Some(at_server)) => split.network_ns = Some(away - at_server),
             // The server is unwatched, or its times are not known: one part, not a guess at two.
             (Some(away), None) => {

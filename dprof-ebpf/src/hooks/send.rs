@@ -45,6 +45,10 @@ fn send(sk: u64, size: u32) -> Option<()> {
     let time_ns = if unsent < size {
         if unsent == 0 {
             flags |= flag::DEPARTED;
+            // Acknowledged before this hook ran: that refreshed the clock cache, so the time is an upper bound.
+            if sock.snd_una() == sock.write_seq() {
+                flags |= flag::APPROXIMATE;
+            }
         }
         // A paced socket's wstamp is the next departure allowed, in the future; the clock cache is this one's.
         let wstamp: u64 = sock.tcp.load(config!(offsets.tcp_wstamp_ns));

@@ -20,7 +20,7 @@ fn every_form_of_sending_and_receiving_shows_its_bytes() -> Result<()> {
     let forms = || Send::ALL.into_iter().flat_map(|send| Recv::ALL.map(|recv| (send, recv)));
     for (send, recv) in forms() {
         let (client, server) = pair(&listener)?;
-        let request = command(&["GET", &format!("{send:?}-{recv:?}")]);
+        let request = command(&["GET", &format!("{send:?}-{recv:?}.")]);
         let response = b"$5\r\nvalue\r\n";
         send.all(&client, &request)?;
         ensure!(recv.once(&server, 4096)? == request, "{send:?} {recv:?}");
@@ -30,7 +30,7 @@ fn every_form_of_sending_and_receiving_shows_its_bytes() -> Result<()> {
     let (spans, ended) = finish(agent)?;
     assert_eq!(spans.len(), forms().count(), "{:?}\n{}", texts(&spans), ended.stderr);
     for (send, recv) in forms() {
-        let span = only(&spans, &format!("{send:?}-{recv:?}"));
+        let span = only(&spans, &format!("{send:?}-{recv:?}."));
         for half in [&span.client, &span.server] {
             let half = half.as_ref().ok_or_else(|| anyhow!("{send:?} {recv:?}: one half is missing"))?;
             assert_eq!((half.operation.as_str(), half.response_bytes), ("GET", 11), "{send:?} {recv:?}");
