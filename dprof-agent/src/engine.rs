@@ -7,10 +7,13 @@
 mod connections;
 mod counters;
 mod messages;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use dprof_common::drop_reason::DropReason;
 use dprof_common::model::{HostInfo, ProcessInfo, Rollup, Span, SpanId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -18,7 +21,7 @@ pub use self::counters::EngineCounters;
 use crate::decode::{Event, decode};
 use crate::link::Evidence;
 use crate::link::thread::SameThread;
-use crate::protocol::{ALL, Parsed};
+use crate::protocol::{ALL, Direction, Parsed, Protocol};
 use crate::rollup::Rollups;
 use crate::source::Block;
 use crate::span::open::OpenTable;
@@ -129,8 +132,13 @@ const TICK_NS: u64 = 100_000_000;
 impl Engine {
     /// An engine that has seen nothing.
     pub fn new(config: EngineConfig) -> Self {
+        Self::with_protocols(config, ALL)
+    }
+
+    /// An engine that knows these protocols only.
+    pub fn with_protocols(config: EngineConfig, protocols: &'static [&'static dyn Protocol]) -> Self {
         Self {
-            grammar: Grammar { protocols: ALL, unknown: config.unknown },
+            grammar: Grammar { protocols, unknown: config.unknown },
             clock: Clock::new(config.clock_offset_ns, config.clock_drift_ppm),
             sockets: FxHashMap::default(),
             held: Vec::new(),
@@ -166,13 +174,14 @@ impl Engine {
 
     /// The stream ended: everything finished is given out. Open requests are only counted: nobody saw them end.
     pub fn finish(&mut self, out: &mut Output) {
+        let before = out.spans.len();
         self.give_up_held(u64::MAX, out);
         while let Some((_, close)) = self.lingering.pop_front() {
             self.close(&close, out);
         }
-        self.window.release_all(self.clock.now_ns(), &mut out.spans);
+        self.window.take_all(self.clock.now_ns(), &mut out.spans);
         self.rollups.take_all(&mut out.rollups);
-        self.counters.spans += out.spans.len() as u64;
+        self.counters.spans += (out.spans.len() - before) as u64;
     }
 
     /// Requests that are open now, oldest first.
@@ -199,12 +208,13 @@ impl Engine {
     /// Counters and gauges.
     pub fn counters(&self) -> EngineCounters {
         EngineCounters {
-            spans_released_early: self.window.counters.released_early,
-            tops_forgotten: self.window.counters.tops_forgotten,
+            spans_released_early: self.window.counters().evicted,
+            spans_alone: self.window.counters().alone,
+            halves_doubled: self.window.counters().doubled,
             rollups_other: self.rollups.counters().other,
             connections: self.sockets.len() as u64,
             open_requests: self.open.len() as u64,
-            held: self.window.len() as u64,
+            held: self.window.held() as u64,
             ..self.counters
         }
     }
@@ -224,8 +234,17 @@ impl Engine {
             Event::Retransmit(resent) => {
                 if let Some(socket) = self.sockets.get_mut(&resent.sock) {
                     socket.note_resent(resent.start_pos, resent.end_pos);
+                    for slot in socket.pairing.all() {
+                        if let Some(half) = self.open.get_mut(slot)
+                            && half.request.message.direction == Direction::Out
+                            && half.request.message.start < resent.end_pos
+                            && resent.start_pos < half.request.message.end
+                        {
+                            half.retransmits += 1;
+                        }
+                    }
                     for span_id in socket.answered_in(resent.start_pos, resent.end_pos) {
-                        self.window.resent(span_id);
+                        self.window.mark_resent(span_id);
                     }
                 }
             }
@@ -246,8 +265,17 @@ impl Engine {
             }
             Event::Clock(clock) => self.clock.tick(&clock),
             Event::Lost(lost) => {
-                self.counters.events_lost += lost.count;
-                self.last_lost_ns = Some(lost.time_ns);
+                let loses_event = DropReason::ALL
+                    .into_iter()
+                    .find(|reason| *reason as u32 == lost.header.size)
+                    .is_none_or(DropReason::loses_event);
+                if !loses_event {
+                    self.counters.payloads_lost = self.counters.payloads_lost.saturating_add(lost.count);
+                    return;
+                }
+                // Positions show which sockets lost bytes as they move on; which thread read what does not show.
+                self.counters.events_lost = self.counters.events_lost.saturating_add(lost.count);
+                self.last_lost_ns = Some(self.clock.now_ns());
                 for evidence in &mut self.evidence {
                     evidence.disturbed(0);
                 }
@@ -270,7 +298,7 @@ impl Engine {
             self.give_up_held(now_ns, out);
         }
         let before = out.spans.len();
-        self.window.release(now_ns, &mut out.spans);
+        self.window.take(now_ns, &mut out.spans);
         self.counters.spans += (out.spans.len() - before) as u64;
         if now_ns >= self.tick_due_ns {
             self.tick_due_ns = now_ns.saturating_add(TICK_NS);

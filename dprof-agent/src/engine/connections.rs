@@ -36,18 +36,6 @@ impl Engine {
         if self.local_addresses.len() < LOCAL_ADDRESSES_MAX {
             self.local_addresses.insert(socket.local.ip());
         }
-        if socket.role == Role::Unknown {
-            // Who listens on the port is the accepting side. A peer of this host is looked up in every namespace.
-            let peer_listens = || {
-                self.local_addresses.contains(&socket.peer.ip())
-                    && self.listeners.iter().any(|(_, port)| *port == socket.peer.port())
-            };
-            if self.listeners.contains(&(socket.netns, socket.local.port())) {
-                socket.role = Role::Passive;
-            } else if peer_listens() {
-                socket.role = Role::Active;
-            }
-        }
         socket.last_used = self.counters.records;
         self.sockets.insert(open.sock, socket);
     }
@@ -83,10 +71,7 @@ impl Engine {
             wire: Wire::Departed { unsent: if departed { send.unsent } else { send.header.size } },
             approximate: send.header.flags & flag::APPROXIMATE != 0,
         };
-        if let Some(socket) = self.sockets.get_mut(&send.sock) {
-            socket.srtt_us = send.srtt_us;
-        }
-        self.call(send.sock, call, payload, out);
+        self.call(send.sock, call, send.srtt_us, payload, out);
     }
 
     pub(super) fn recv(&mut self, recv: &RecvEvent, payload: &[u8], out: &mut Output) {
@@ -106,17 +91,22 @@ impl Engine {
             wire,
             approximate: recv.header.flags & flag::APPROXIMATE != 0,
         };
-        self.call(recv.sock, call, payload, out);
+        self.call(recv.sock, call, 0, payload, out);
     }
 
     /// One call: its place in the stream is found at once, or it waits with those that follow.
-    fn call(&mut self, cookie: u64, call: Call, payload: &[u8], out: &mut Output) {
+    fn call(&mut self, cookie: u64, call: Call, srtt_us: u32, payload: &[u8], out: &mut Output) {
         let Some(mut socket) = self.sockets.remove(&cookie) else {
             self.counters.calls_without_socket += 1;
             return;
         };
         socket.last_used = self.counters.records;
-        if socket.held.is_empty() {
+        if srtt_us != 0 {
+            socket.srtt_us = srtt_us;
+        }
+        if call.size == 0 {
+            socket.arrivals.clear();
+        } else if socket.held.is_empty() {
             match socket.place(&call) {
                 Place::Fits { start } => {
                     socket.positions.fitted(call.direction);
@@ -169,6 +159,8 @@ impl Engine {
         let lost = self.last_lost_ns.is_some_and(|lost_ns| now_ns.saturating_sub(lost_ns) < LOSS_MEMORY_NS);
         let mut positions = socket.positions;
         positions.give_up(&mut socket.held, lost);
+        self.counters.positions_counted +=
+            u64::from(positions.is_counted() && !socket.positions.is_counted());
         socket.positions = positions;
         self.deliver_held(socket, out);
     }
@@ -183,6 +175,9 @@ impl Engine {
                 Place::AfterGap { start, missing } => {
                     self.counters.gaps += 1;
                     self.counters.gap_bytes += missing;
+                    for evidence in &mut self.evidence {
+                        evidence.disturbed(call.tgid);
+                    }
                     let mut parsed = std::mem::take(&mut self.parsed);
                     socket.gap(call.direction, start - missing, missing, &mut parsed);
                     socket.positions.advance(call.direction, start);
@@ -206,21 +201,41 @@ impl Engine {
     /// A call's bytes, at their place.
     fn deliver(&mut self, socket: &mut Socket, chunk: &Chunk<'_>, out: &mut Output) {
         let direction = chunk.call.direction;
+        if socket.is_ignored() {
+            socket.positions.advance(direction, chunk.end());
+            socket.arrivals.clear();
+            return;
+        }
+        self.learn_role(socket);
         let mut none = Vec::new();
         let arrivals = if direction == Direction::In { &mut socket.arrivals } else { &mut none };
-        socket.timelines[direction.idx()].push(chunk, arrivals);
+        let merged = socket.timelines[direction.idx()].push(chunk, arrivals);
+        self.counters.timelines_merged += u64::from(merged);
         socket.previous_call_ns = socket.last_call_ns;
         socket.last_call_ns = chunk.call.hook_ns;
         let mut parsed = std::mem::take(&mut self.parsed);
-        if !socket.is_ignored() {
-            socket.feed(chunk, self.grammar, &mut parsed);
-            self.parsed(socket, Some(chunk), &mut parsed);
-        }
+        socket.feed(chunk, self.grammar, &mut parsed);
+        self.parsed(socket, Some(chunk), &mut parsed);
         self.parsed = parsed;
         socket.positions.advance(direction, chunk.end());
         socket.trim();
         if let Some(bytes) = socket.changed_payload_limit() {
+            self.counters.unrecognised += u64::from(socket.is_unrecognised());
             out.payload_limits.push((socket.cookie, bytes));
+        }
+    }
+
+    /// Who listens on the port is the accepting side. A peer of this host is looked up in every namespace.
+    fn learn_role(&self, socket: &mut Socket) {
+        if socket.role != Role::Unknown {
+            return;
+        }
+        if self.listeners.contains(&(socket.netns, socket.local.port())) {
+            socket.role = Role::Passive;
+        } else if self.is_local(socket.peer.ip())
+            && self.listeners.iter().any(|(_, port)| *port == socket.peer.port())
+        {
+            socket.role = Role::Active;
         }
     }
 
@@ -251,7 +266,8 @@ impl Engine {
         self.see(close.time_ns);
         let Some(socket) = self.sockets.get(&close.sock) else { return };
         // A FIN counts as a byte.
-        let unread = socket.positions.next(Direction::In).is_some_and(|next| next + 1 < close.recv_pos);
+        let unread =
+            socket.positions.next(Direction::In).is_some_and(|next| next.saturating_add(1) < close.recv_pos);
         if unread && close.header.flags & flag::RESET == 0 && self.lingering.len() < LINGERING_MAX {
             self.lingering.push_back((close.time_ns.saturating_add(LINGER_NS), close));
         } else {
@@ -269,7 +285,17 @@ impl Engine {
         socket.end(&mut parsed);
         self.parsed(&mut socket, None, &mut parsed);
         self.parsed = parsed;
-        let status = if close.header.flags & flag::RESET != 0 { Status::Reset } else { Status::NoReply };
+        let mut status = if close.header.flags & flag::RESET != 0 { Status::Reset } else { Status::NoReply };
+        if socket.has_unseen(close.send_pos) {
+            // An answer may have been among the bytes that left unseen.
+            self.counters.gaps += 1;
+            status = Status::Unknown;
+            for slot in socket.pairing.all() {
+                if let Some(half) = self.open.get_mut(slot) {
+                    half.touched = true;
+                }
+            }
+        }
         self.end_requests(&mut socket, status, close.time_ns);
     }
 

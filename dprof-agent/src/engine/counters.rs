@@ -24,8 +24,12 @@ counters! {
     records_refused,
     /// Events that the source says were lost.
     events_lost,
+    /// Halves made before the wall clock was known.
+    halves_without_clock,
     /// Times far ahead of the clock: not believed.
     times_refused,
+    /// Events that the source says came without payload.
+    payloads_lost,
     /// Calls on a socket whose announcement was lost.
     calls_without_socket,
     /// Calls at a position that no stream has.
@@ -38,6 +42,12 @@ counters! {
     overlaps,
     /// Bursts of calls by several threads on one socket, put in order.
     reordered,
+    /// Connections whose positions are not those of their calls (kTLS, sockmap): sizes are counted.
+    positions_counted,
+    /// Calls merged in a timeline: times within their messages are approximate.
+    timelines_merged,
+    /// Connections that no protocol recognises.
+    unrecognised,
     /// Times that a parser lost the boundary of messages.
     boundaries_lost,
     /// Connections taken for the wrong protocol at first.
@@ -50,6 +60,10 @@ counters! {
     responses_without_request,
     /// Responses to requests that were given up.
     responses_late,
+    /// Responses that were read before their request was seen to leave.
+    responses_early,
+    /// Pairs made while the order was not certain.
+    paired_across_gap,
     /// Requests in the direction of responses.
     requests_reversed,
     /// Requests beyond the order's or the table's limit.
@@ -70,8 +84,12 @@ counters! {
     spans,
     /// Spans given out before their hold was over.
     spans_released_early,
-    /// Spans whose tree's top was forgotten.
-    tops_forgotten,
+    /// Spans of this host's own traffic given out with one half.
+    spans_alone,
+    /// Halves that came twice for one RPC.
+    halves_doubled,
+    /// Calls linked to their cause.
+    links,
     /// Halves counted under an operation or service `(other)`.
     rollups_other,
     /// Connections forgotten because there were too many.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use dprof_common::model::{
-    Half, HalfFlags, Link, MessageId, ProcessInfo, Side, SpanId, Status, TraceId, rpc_identity,
+    Half, HalfFlags, Link, MessageId, ProcessInfo, RootKind, Side, SpanId, Status, rpc_identity,
 };
 
 use super::Engine;
@@ -15,8 +15,11 @@ use crate::span::Timed;
 use crate::span::open::OpenHalf;
 use crate::span::pair::{EARLY_MAX, Taken};
 use crate::span::times::{Ended, half_times};
-use crate::span::window::Beginning;
+use crate::span::window::Sight;
 use crate::stream::socket::{Answered, Role, Socket, Transition};
+
+/// An answer that was read this long before its request was seen to leave belongs to nothing.
+const EARLY_NS: u64 = 50_000_000;
 
 impl Engine {
     /// Takes everything that a parser said out of `parsed`, up to a change of protocol.
@@ -26,30 +29,62 @@ impl Engine {
         parsed: &mut Vec<Parsed>,
         transition: &mut Option<Transition>,
     ) {
-        let asks = |parsed: &&Parsed| matches!(parsed, Parsed::Message(m) if matches!(m.kind, MessageKind::Request | MessageKind::OneWay));
-        // All of them end in the call that was just fed.
-        let batch = parsed.iter().filter(asks).count().max(1) as u32;
-        for said in parsed.drain(..) {
-            match said {
+        // Usually all end in the call that was just fed, but bytes kept for detection are of several calls.
+        let (mut batch, mut batch_end) = (0, 0);
+        for idx in 0..parsed.len() {
+            if idx >= batch_end {
+                (batch, batch_end) = batch_from(socket, &parsed[idx..]);
+                batch_end += idx;
+            }
+            match std::mem::replace(&mut parsed[idx], Parsed::Mistaken) {
                 Parsed::Message(message) => self.message(socket, message, batch),
-                Parsed::Lost { .. } => self.lost_boundary(socket),
+                Parsed::Lost { direction, .. } => self.lost_boundary(socket, direction),
                 Parsed::Switch { at } => *transition = Some(Transition::Switch(at)),
                 Parsed::Opaque { .. } => *transition = Some(Transition::Opaque),
                 Parsed::Mistaken => *transition = Some(Transition::Mistaken),
             }
         }
+        parsed.clear();
     }
 
-    fn lost_boundary(&mut self, socket: &mut Socket) {
+    /// Answers that wait for their request have none.
+    fn drop_early(&mut self, socket: &mut Socket) {
+        self.counters.responses_without_request += socket.pairing.early.len() as u64;
+        socket.pairing.early = Vec::new();
+    }
+
+    /// Whether an address is one of this host.
+    pub(super) fn is_local(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.local_addresses.contains(&address)
+    }
+
+    /// The parser lost the boundary: in FIFO order, what is open may get another's answer. Unless the connection
+    /// asks one thing at a time: then all but the newest request were answered unseen, and the next answer is its.
+    fn lost_boundary(&mut self, socket: &mut Socket, direction: Direction) {
         self.counters.boundaries_lost += 1;
-        socket.pairing.lose();
-        for slot in socket.pairing.all() {
+        self.drop_early(socket);
+        // Ids pair whatever is lost.
+        for slot in socket.pairing.in_order() {
             if let Some(half) = self.open.get_mut(slot) {
                 half.touched = true;
             }
         }
-        for evidence in &mut self.evidence {
-            evidence.disturbed(0);
+        let answers = match socket.side {
+            Some(Side::Client) => Some(Direction::In),
+            Some(Side::Server) => Some(Direction::Out),
+            None => None,
+        };
+        if !socket.pairing.is_sequential() {
+            socket.pairing.lose();
+        } else if answers == Some(direction) {
+            let answered = socket.pairing.all_but_newest();
+            let next_slots: Vec<u32> =
+                answered.iter().copied().skip(1).chain(socket.pairing.in_order()).collect();
+            for (slot, next) in answered.into_iter().zip(next_slots) {
+                self.counters.unpaired_after_loss += 1;
+                let asked_ns = self.open.get_mut(next).map_or(0, |half| half.request.first.hook_ns);
+                self.finish_half(socket, slot, &Ended::At(asked_ns), Status::Unknown);
+            }
         }
     }
 
@@ -84,7 +119,7 @@ impl Engine {
             let slots: Vec<u32> = socket.pairing.resync().collect();
             for slot in slots {
                 self.counters.unpaired_after_loss += 1;
-                self.finish_half(socket, slot, &Ended::At(request.done_ns()), Status::Unknown);
+                self.finish_half(socket, slot, &Ended::At(socket.previous_call_ns), Status::Unknown);
             }
         }
         while self.open.len() >= self.config.open_requests_max
@@ -98,18 +133,26 @@ impl Engine {
         if side == Side::Server {
             self.serving.insert(request.last.tgid);
         }
-        let beginning = Beginning {
+        let root = match link {
+            Some(_) => None,
+            None if self.serving.contains(&request.last.tgid) => Some(RootKind::Unlinked),
+            None => Some(RootKind::Edge),
+        };
+        self.counters.links += u64::from(link.is_some());
+        self.window.sight(&Sight {
+            span_id,
             side,
             link,
-            explicit_trace: request
-                .message
-                .explicit_id
-                .map(|(trace, _)| TraceId(trace))
-                .filter(|id| id.0 != 0),
-            process_serves: self.serving.contains(&request.last.tgid),
-            peer_is_local: self.local_addresses.contains(&socket.peer.ip()),
+            root,
+            explicit: request.message.explicit_id.map(|(trace, _)| trace).filter(|id| *id != 0),
+            far_is_local: self.is_local(socket.peer.ip()),
+            now_ns: self.clock.now_ns(),
+        });
+        // What went out again before the message was whole.
+        let retransmits = match side {
+            Side::Client => socket.resent_in(request.message.start, request.message.end),
+            Side::Server => 0,
         };
-        self.window.begin(span_id, &beginning);
         let correlation = request.message.correlation;
         let one_way = request.message.kind == MessageKind::OneWay;
         let process = self.process(request.last.tgid, socket);
@@ -121,7 +164,8 @@ impl Engine {
             process,
             offset: self.clock.offset(),
             touched: false,
-            connect_ns: socket.connect_ns.take(),
+            retransmits,
+            connect_ns: if side == Side::Client { socket.connect_ns.take() } else { None },
             seen_ns: self.clock.now_ns(),
         });
         if one_way {
@@ -151,16 +195,24 @@ impl Engine {
         if socket.pairing.early.is_empty() {
             return;
         }
-        let departed_ns = self.open.get_mut(slot).and_then(|half| half.request.first.wire_ns);
+        let Some(left_ns) = self.open.get_mut(slot).map(|half| half.request.done_ns()) else { return };
         let early = socket.pairing.early.remove(0);
-        if departed_ns.zip(early.first.wire_ns).is_some_and(|(departed, arrived)| departed <= arrived) {
+        let arrived_ns = early.first.wire_ns.unwrap_or(early.first.hook_ns);
+        if left_ns <= arrived_ns && arrived_ns - left_ns <= EARLY_NS {
+            self.counters.responses_early += 1;
             self.response(socket, early);
         } else {
             self.counters.responses_without_request += 1;
+            self.drop_early(socket);
         }
     }
 
     fn response(&mut self, socket: &mut Socket, response: Timed) {
+        let asked_by = if response.message.direction == Direction::In { Side::Client } else { Side::Server };
+        if socket.side.is_some_and(|side| side != asked_by) {
+            self.counters.responses_without_request += 1;
+            return;
+        }
         match socket.pairing.take(response.message.correlation) {
             Taken::Slot(slot) => {
                 let status = if socket.is_turns() || response.message.incomplete {
@@ -170,17 +222,23 @@ impl Engine {
                 } else {
                     Status::Ok
                 };
-                if socket.pairing.is_uncertain()
+                let fifo = response.message.correlation == Correlation::Fifo;
+                if fifo
+                    && socket.pairing.is_uncertain()
                     && let Some(half) = self.open.get_mut(slot)
                 {
+                    self.counters.paired_across_gap += 1;
                     half.touched = true;
                 }
                 self.finish_half(socket, slot, &Ended::Response(&response), status);
             }
             Taken::GivenUp => self.counters.responses_late += 1,
             Taken::Nothing => {
-                let client = socket.side != Some(Side::Server) && response.message.direction == Direction::In;
-                if client && socket.pairing.early.len() < EARLY_MAX {
+                let may_be_early = socket.side == Some(Side::Client)
+                    && response.message.correlation == Correlation::Fifo
+                    && !socket.pairing.is_uncertain()
+                    && socket.pairing.early.len() < EARLY_MAX;
+                if may_be_early {
                     socket.pairing.early.push(response);
                 } else {
                     self.counters.responses_without_request += 1;
@@ -244,6 +302,7 @@ impl Engine {
         let (half, contradictory) = self.half(socket, open, ended, status);
         self.counters.times_contradictory += u64::from(contradictory);
         self.counters.halves += 1;
+        self.counters.halves_without_clock += u64::from(!self.clock.is_set());
         self.rollups.add(side, &half);
         self.window.finish(span_id, side, half, self.clock.now_ns());
     }
@@ -252,12 +311,8 @@ impl Engine {
         let (times, contradictory) = half_times(open.side, &open.request, ended, open.offset);
         let response = if let Ended::Response(response) = ended { Some(*response) } else { None };
         let request = open.request;
-        let doubtful = |timed: &Timed| {
-            timed.first.approximate
-                || timed.last.approximate
-                || timed.first.wire_ns.is_none()
-                || timed.last.wire_ns.is_none()
-        };
+        // A time that is not known is `None`, and says so itself.
+        let doubtful = |timed: &Timed| timed.first.approximate || timed.last.approximate;
         let mut flags = HalfFlags::default();
         let mut flag = |on: bool, bit: HalfFlags| {
             if on {
@@ -265,14 +320,16 @@ impl Engine {
             }
         };
         flag(doubtful(&request) || contradictory, HalfFlags::REQUEST_TIME_APPROXIMATE);
-        flag(response.is_some_and(doubtful) || contradictory, HalfFlags::RESPONSE_TIME_APPROXIMATE);
+        flag(response.is_some_and(doubtful), HalfFlags::RESPONSE_TIME_APPROXIMATE);
         flag(open.touched && response.is_some(), HalfFlags::PAIRED_ACROSS_GAP);
         let incomplete = request.message.incomplete || response.is_some_and(|timed| timed.message.incomplete);
         flag(open.touched || incomplete, HalfFlags::INCOMPLETE);
         flag(socket.positions.is_counted(), HalfFlags::NO_STREAM_POSITION);
         flag(socket.role_guessed, HalfFlags::ROLE_GUESSED);
-        let sent = if open.side == Side::Client { Some(&request) } else { response };
-        let retransmits = sent.map_or(0, |timed| socket.resent_in(timed.message.start, timed.message.end));
+        let answered_again = response
+            .filter(|_| open.side == Side::Server)
+            .map_or(0, |timed| socket.resent_in(timed.message.start, timed.message.end));
+        let retransmits = open.retransmits + answered_again;
         flag(retransmits > 0, HalfFlags::RETRANSMITTED);
 
         let bytes = |timed: &Timed| timed.message.end.saturating_sub(timed.message.start);
@@ -285,11 +342,15 @@ impl Engine {
             local: socket.local,
             peer: socket.peer,
             netns: socket.netns,
-            tuple_key: tuple_key(
-                socket,
-                open.side,
-                socket.wire_pos(request.message.direction, request.message.start),
-            ),
+            tuple_key: if self.is_local(socket.peer.ip()) {
+                0
+            } else {
+                tuple_key(
+                    socket,
+                    open.side,
+                    socket.wire_pos(request.message.direction, request.message.start),
+                )
+            },
             protocol: Cow::Borrowed(socket.protocol()),
             operation: request.message.operation.into_owned(),
             query_text: request.message.text,
@@ -322,9 +383,9 @@ impl Engine {
 
     /// Ends every request that is open on a connection.
     pub(super) fn end_requests(&mut self, socket: &mut Socket, status: Status, at_ns: u64) {
-        let mut ordered: Vec<u32> = socket.pairing.all().collect();
+        let mut ordered = socket.pairing.drain();
         ordered.sort_by_key(|slot| self.open.get_mut(*slot).map(|half| half.request.id));
-        self.counters.responses_without_request += socket.pairing.early.len() as u64;
+        self.drop_early(socket);
         for slot in ordered {
             match status {
                 Status::Reset => self.counters.reset += 1,
@@ -344,7 +405,7 @@ impl Engine {
                         evidence.request_done(open.span_id, open.request.last.tgid, open.request.last.tid);
                     }
                 }
-                self.window.cancel(open.span_id);
+                self.window.forget(open.span_id, open.side);
             }
         }
         socket.side = None;
@@ -385,12 +446,31 @@ impl Engine {
                 // Its connection is gone: so is what could be said of it.
                 None => {
                     if let Some(open) = self.open.remove(slot) {
-                        self.window.cancel(open.span_id);
+                        self.window.forget(open.span_id, open.side);
                     }
                 }
             },
         }
     }
+}
+
+/// How many requests end in the same call as the first of `parsed`, and how many messages that spans.
+fn batch_from(socket: &Socket, parsed: &[Parsed]) -> (u32, usize) {
+    let mut call = None;
+    let mut n_requests = 0;
+    for (idx, parsed) in parsed.iter().enumerate() {
+        let Parsed::Message(message) = parsed else { continue };
+        if !matches!(message.kind, MessageKind::Request | MessageKind::OneWay) {
+            continue;
+        }
+        let last = message.end.max(message.start + 1) - 1;
+        let this = (message.direction, socket.timelines[message.direction.idx()].at(last).call_end);
+        if *call.get_or_insert(this) != this {
+            return (n_requests.max(1), idx);
+        }
+        n_requests += 1;
+    }
+    (n_requests.max(1), parsed.len())
 }
 
 fn observation<'a>(socket: &Socket, span_id: SpanId, timed: &'a Timed) -> Observation<'a> {

@@ -56,6 +56,7 @@ pub trait Evidence: Send {
     /// A server process answered a request (or its connection ended): it causes nothing from here on.
     fn request_done(&mut self, span_id: SpanId, tgid: u32, tid: u32);
 
-    /// Bytes were lost on a socket of the process: what is open may be incomplete.
+    /// Bytes were lost on a socket of the process (0: events of any process were lost): what is open may be
+    /// incomplete.
     fn disturbed(&mut self, tgid: u32);
 }

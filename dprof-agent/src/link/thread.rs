@@ -1,30 +1,39 @@
-//! Same-thread evidence: one thread read the request and made the call, with no other request open on it.
+//! Same thread: the request was read and the call made by one thread, with nothing read in between.
 //!
-//! The problem: a thread that serves a request calls others on its behalf; nothing in the bytes says for which
-//! request. The idea (vPath: Tak, Tang, Zhang, Govindan, Urgaonkar, Chang, "vPath: Precise Discovery of Request
-//! Processing Paths from Black-Box Observations of Thread and Network Activities", USENIX ATC 2009): in a
-//! thread-per-request server whatever a thread does between reading a request and answering it, it does for that
-//! request. Why the simpler idea, "the last request read", fails: an event loop reads many requests before it
-//! makes the first call, and each call would get the wrong parent (OBI #2259, #2551). So a link is made only while
-//! exactly one request that this thread has read is unanswered, and the call does not share its write with calls
-//! of other requests. What stays uncertain: a call that the thread makes for nobody (a heartbeat) while it holds
-//! one request is linked to that request; hence the links are uncalibrated until surer evidence is at hand.
+//! What a reader would get wrong: the last request read is not enough. An event loop reads request A, asks
+//! another server, reads request B, and then goes on with A: the call belongs to A, the last read was B. So a
+//! link is made only if exactly one request of the thread is open, it is the last thing that the thread read,
+//! and every reply read since belongs to a call that this very request made. Everything else gets no link.
 
 use dprof_common::model::{EvidenceKind, SpanId};
 use rustc_hash::FxHashMap;
 
 use super::{Candidate, Evidence, Observation};
 
-/// Threads remembered. One that is forgotten makes no links until it reads a request again.
-const THREADS_MAX: usize = 65_536;
-/// Open requests remembered of one thread: two already mean "no link", the rest must only be known to end.
-const OPEN_PER_THREAD_MAX: usize = 4_096;
+/// Threads remembered. A thread is forgotten when the table is full; its next request starts anew.
+const THREADS_MAX: usize = 64 * 1024;
 
-/// See the module.
+/// Open requests told apart per thread; a thread with more never gets a link until all are done.
+const OPEN_MAX: usize = 4096;
+
+/// Linked calls whose reply is still to come.
+const CALLS_MAX: usize = 64 * 1024;
+
+#[derive(Debug, Default)]
+struct Thread {
+    tgid: u32,
+    /// Requests that it read and that are not answered.
+    open: Vec<SpanId>,
+    /// The last request that it read, while nothing foreign was read since.
+    holds: Option<SpanId>,
+}
+
+/// Evidence by thread.
 #[derive(Debug, Default)]
 pub struct SameThread {
-    /// Unanswered requests by the thread that read them.
-    open: FxHashMap<u32, Vec<SpanId>>,
+    threads: FxHashMap<u32, Thread>,
+    /// Linked calls and their cause.
+    calls: FxHashMap<SpanId, SpanId>,
 }
 
 impl Evidence for SameThread {
@@ -33,40 +42,57 @@ impl Evidence for SameThread {
     }
 
     fn request_read(&mut self, seen: &Observation<'_>) {
-        if self.open.len() >= THREADS_MAX && !self.open.contains_key(&seen.tid) {
-            // All of them: which one is idle is not known, and forgetting only costs links.
-            self.open.clear();
+        if self.threads.len() >= THREADS_MAX && !self.threads.contains_key(&seen.tid) {
+            self.threads.clear();
         }
-        let open = self.open.entry(seen.tid).or_default();
-        if open.len() < OPEN_PER_THREAD_MAX {
-            open.push(seen.span_id);
+        let thread = self.threads.entry(seen.tid).or_default();
+        if thread.tgid != seen.tgid {
+            // The number was used again by another process.
+            *thread = Thread { tgid: seen.tgid, ..Thread::default() };
+        }
+        thread.holds = Some(seen.span_id);
+        if thread.open.len() >= OPEN_MAX {
+            thread.holds = None;
+        } else {
+            thread.open.push(seen.span_id);
         }
     }
 
     fn call_made(&mut self, seen: &Observation<'_>) -> Option<Candidate> {
-        match self.open.get(&seen.tid)?.as_slice() {
-            [parent] if *parent != seen.span_id => Some(Candidate { parent: *parent, confidence: None }),
-            _ => None,
+        let thread = self.threads.get(&seen.tid).filter(|thread| thread.tgid == seen.tgid)?;
+        let parent = match (&thread.open[..], thread.holds) {
+            ([only], Some(holds)) if *only == holds => holds,
+            _ => return None,
+        };
+        if self.calls.len() >= CALLS_MAX {
+            self.calls.clear();
+        }
+        self.calls.insert(seen.span_id, parent);
+        Some(Candidate { parent, confidence: None })
+    }
+
+    fn reply_read(&mut self, seen: &Observation<'_>) {
+        let cause = self.calls.remove(&seen.span_id);
+        if let Some(thread) = self.threads.get_mut(&seen.tid)
+            && thread.holds != cause
+        {
+            thread.holds = None;
         }
     }
 
-    fn reply_read(&mut self, _seen: &Observation<'_>) {}
-
     fn request_done(&mut self, span_id: SpanId, _tgid: u32, tid: u32) {
-        // Usually the thread that read it; in a pool another one may answer.
-        if let Some(open) = self.open.get_mut(&tid)
-            && let Some(idx) = open.iter().position(|id| *id == span_id)
-        {
-            open.swap_remove(idx);
-            if open.is_empty() {
-                self.open.remove(&tid);
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            // Almost always the only one; else the oldest are done first.
+            if let Some(idx) = thread.open.iter().position(|open| *open == span_id) {
+                thread.open.remove(idx);
             }
         }
     }
 
-    fn disturbed(&mut self, _tgid: u32) {
-        // A lost request or answer leaves a set that is too small or too large. Too small could link wrongly.
-        self.open.clear();
+    fn disturbed(&mut self, tgid: u32) {
+        for thread in self.threads.values_mut().filter(|thread| tgid == 0 || thread.tgid == tgid) {
+            thread.holds = None;
+        }
     }
 }
 
@@ -75,43 +101,86 @@ mod tests {
     use super::*;
     use crate::protocol::{Direction, Message, MessageKind};
 
-    /// Steps in words: `r1` request 1 read, `d1` done, `c9` call 9 made, `x` events lost; a leading `2:` names
-    /// the thread (else 1). Gives the parents of the calls, `-` for none.
+    /// `script`: `R5@1` thread 1 reads request 5, `C7@1` makes call 7, `A7@1` reads its answer, `D5@1` request 5
+    /// read by thread 1 is done, `X@1` process 1 lost bytes. All threads are of process 1. Expected: call=cause.
     #[track_caller]
-    fn check(steps: &str, expected: &str) {
+    fn check(script: &str, expected: &str) {
         let mut evidence = SameThread::default();
-        let message = Message::new(Direction::In, MessageKind::Request, 0, 1);
-        let mut parents = Vec::new();
-        for step in steps.split_whitespace() {
-            let (tid, step) =
-                step.split_once(':').map_or((1, step), |(t, s)| (t.parse().expect("thread"), s));
-            let id = SpanId(step[1..].parse().unwrap_or(0));
+        let message = Message::new(Direction::Out, MessageKind::Request, 0, 1);
+        let mut links = Vec::new();
+        for step in script.split_whitespace() {
+            let (what, tid) = step.split_once('@').expect("thread");
+            let (op, id) = what.split_at(1);
+            let tid = tid.parse().expect("tid");
+            let span_id = SpanId(id.parse().unwrap_or(0));
             let seen =
-                Observation { span_id: id, tgid: 7, tid, sock: 1, time_ns: 0, batch: 1, message: &message };
-            match &step[..1] {
-                "r" => evidence.request_read(&seen),
-                "d" => evidence.request_done(id, 7, tid),
-                "c" => parents.push(
-                    evidence
-                        .call_made(&seen)
-                        .map_or("-".to_owned(), |candidate| candidate.parent.0.to_string()),
-                ),
-                _ => evidence.disturbed(7),
+                Observation { span_id, tgid: 1, tid, sock: 0, time_ns: 0, batch: 1, message: &message };
+            match op {
+                "R" => evidence.request_read(&seen),
+                "C" => links.push(match evidence.call_made(&seen) {
+                    Some(cause) => format!("{id}={}", cause.parent.0),
+                    None => format!("{id}=none"),
+                }),
+                "A" => evidence.reply_read(&seen),
+                "D" => evidence.request_done(span_id, 1, tid),
+                _ => evidence.disturbed(1),
             }
         }
-        assert_eq!(parents.join(" "), expected, "{steps}");
+        assert_eq!(links.join(" "), expected);
     }
 
     #[test]
-    fn only_the_one_open_request_of_the_thread_is_a_parent() {
-        check("c9", "-");
-        check("r1 c9", "1");
-        check("r1 c8 c9 d1 c7", "1 1 -");
-        check("r1 r2 c9 d1 c8 d2 c7", "- 2 -");
-        check("r1 2:c9", "-");
-        check("r1 2:r2 2:c9 c8", "2 1");
-        check("r1 x c9 r2 c8", "- 2");
-        check("r1 d1 r2 c9", "2");
-        check("r1 2:d1 r2 c9", "-");
+    fn a_thread_that_holds_one_request_causes_its_calls() {
+        check("R5@1 C7@1 A7@1 C8@1 A8@1 D5@1", "7=5 8=5");
+        check("R5@1 C7@1 C8@1 A8@1 C9@1", "7=5 8=5 9=5");
+    }
+
+    #[test]
+    fn another_thread_or_no_request_causes_nothing() {
+        check("C7@1", "7=none");
+        check("R5@1 C7@2", "7=none");
+        check("R5@1 D5@1 C7@1", "7=none");
+    }
+
+    #[test]
+    fn two_open_requests_cause_nothing() {
+        check("R5@1 R6@1 C7@1", "7=none");
+        // The older one is done, and the last read was the one that is left.
+        check("R5@1 R6@1 D5@1 C7@1", "7=6");
+        // The newer one is done: the call may belong to the older, but it was not the last read.
+        check("R5@1 R6@1 D6@1 C7@1", "7=none");
+    }
+
+    #[test]
+    fn a_reply_to_a_foreign_call_breaks_the_hold() {
+        // Call 7 was made before the request was read.
+        check("C7@1 R5@1 A7@1 C8@1", "7=none 8=none");
+        // Call 7 belongs to request 5, which is done; its reply is read while 6 is held.
+        check("R5@1 C7@1 D5@1 R6@1 A7@1 C8@1", "7=5 8=none");
+        check("R5@1 C7@1 D5@1 R6@1 A7@1 R9@1 D6@1 C8@1", "7=5 8=9");
+    }
+
+    #[test]
+    fn lost_bytes_break_every_hold_of_the_process() {
+        check("R5@1 X@1 C7@1 D5@1 R6@1 C8@1", "7=none 8=6");
+    }
+
+    #[test]
+    fn state_is_bounded() {
+        let mut evidence = SameThread::default();
+        let message = Message::new(Direction::In, MessageKind::Request, 0, 1);
+        for id in 0..(2 * OPEN_MAX as u64) {
+            let seen = Observation {
+                span_id: SpanId(id),
+                tgid: 1,
+                tid: 1,
+                sock: 0,
+                time_ns: 0,
+                batch: 1,
+                message: &message,
+            };
+            evidence.request_read(&seen);
+        }
+        assert!(evidence.threads[&1].open.len() <= OPEN_MAX);
     }
 }

@@ -28,6 +28,8 @@ pub(crate) struct OpenHalf {
     pub(crate) offset: WallOffset,
     /// Something was lost on its connection while it was open.
     pub(crate) touched: bool,
+    /// Segments of the request that were sent again.
+    pub(crate) retransmits: u32,
     /// The connection's time to connect, on its first RPC.
     pub(crate) connect_ns: Option<u64>,
     /// When it was seen, on the engine's clock.

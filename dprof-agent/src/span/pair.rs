@@ -43,8 +43,10 @@ pub(crate) struct Pairing {
     pub(crate) early: Vec<Timed>,
     /// Something was lost, and the order is not certain.
     uncertain: bool,
-    /// Most requests that were open at once.
-    depth_max: usize,
+    /// An answer was paired.
+    paired: bool,
+    /// When an answer was paired a later request was open already.
+    pipelined: bool,
 }
 
 impl Pairing {
@@ -54,7 +56,6 @@ impl Pairing {
             Correlation::Fifo if self.fifo.len() >= FIFO_MAX => Err(slot),
             Correlation::Fifo => {
                 self.fifo.push_back(Some(slot));
-                self.depth_max = self.depth_max.max(self.fifo.len());
                 Ok(None)
             }
             Correlation::Id(id) => Ok(self.by_id.insert(id, slot)),
@@ -64,11 +65,16 @@ impl Pairing {
     /// The request that a response answers.
     pub(crate) fn take(&mut self, correlation: Correlation) -> Taken {
         match correlation {
-            Correlation::Fifo => match self.fifo.pop_front() {
-                Some(Some(slot)) => Taken::Slot(slot),
-                Some(None) => Taken::GivenUp,
-                None => Taken::Nothing,
-            },
+            Correlation::Fifo => {
+                let place = self.fifo.pop_front();
+                self.paired |= place.is_some();
+                self.pipelined |= !self.fifo.is_empty();
+                match place {
+                    Some(Some(slot)) => Taken::Slot(slot),
+                    Some(None) => Taken::GivenUp,
+                    None => Taken::Nothing,
+                }
+            }
             Correlation::Id(id) => self.by_id.remove(&id).map_or(Taken::Nothing, Taken::Slot),
         }
     }
@@ -100,16 +106,27 @@ impl Pairing {
         self.uncertain = true;
     }
 
+    /// Whether the connection has always asked one thing at a time: then a request says that all earlier ones
+    /// were answered, seen or not.
+    pub(crate) const fn is_sequential(&self) -> bool {
+        self.paired && !self.pipelined
+    }
+
+    /// Takes out everything in FIFO order but the newest, oldest first.
+    pub(crate) fn all_but_newest(&mut self) -> Vec<u32> {
+        let n = self.fifo.len().saturating_sub(1);
+        self.fifo.drain(..n).flatten().collect()
+    }
+
     /// Whether a request that comes after `idle_ns` of silence makes the order certain again: nothing can be
-    /// under way, or the connection never had more than one request open.
+    /// under way.
     pub(crate) const fn may_resync(&self, idle_ns: u64) -> bool {
-        self.uncertain && (idle_ns >= RESYNC_IDLE_NS || self.depth_max <= 1)
+        self.uncertain && idle_ns >= RESYNC_IDLE_NS
     }
 
     /// Forgets the FIFO's order. Returns what was open, oldest first.
     pub(crate) fn resync(&mut self) -> impl Iterator<Item = u32> + use<> {
         self.uncertain = false;
-        self.depth_max = 0;
         std::mem::take(&mut self.fifo).into_iter().flatten()
     }
 
@@ -196,15 +213,32 @@ mod tests {
     }
 
     #[test]
-    fn after_a_loss_only_silence_or_one_at_a_time_makes_certain() {
+    fn after_a_loss_only_silence_makes_certain() {
         let mut pairing = Pairing::default();
         assert!(pairing.push(Correlation::Fifo, 1).is_ok());
         pairing.lose();
-        assert!(pairing.may_resync(0));
         assert!(pairing.push(Correlation::Fifo, 2).is_ok());
         assert!(!pairing.may_resync(RESYNC_IDLE_NS - 1));
         assert!(pairing.may_resync(RESYNC_IDLE_NS));
         assert_eq!(pairing.resync().collect::<Vec<_>>(), [1, 2]);
         assert!(!pairing.is_uncertain());
+    }
+
+    #[test]
+    fn one_thing_at_a_time_is_learned_from_answers() {
+        let mut pairing = Pairing::default();
+        assert!(!pairing.is_sequential(), "nothing is known yet");
+        assert!(pairing.push(Correlation::Fifo, 1).is_ok());
+        assert_eq!(pairing.take(Correlation::Fifo), Taken::Slot(1));
+        assert!(pairing.is_sequential());
+        // Two answers were lost: three requests seem open, two of them are not.
+        for slot in 2..5 {
+            assert!(pairing.push(Correlation::Fifo, slot).is_ok());
+        }
+        assert!(pairing.is_sequential());
+        assert_eq!(pairing.all_but_newest(), [2, 3]);
+        assert!(pairing.push(Correlation::Fifo, 5).is_ok());
+        assert_eq!(pairing.take(Correlation::Fifo), Taken::Slot(4));
+        assert!(!pairing.is_sequential(), "answered while a later one was open");
     }
 }

@@ -46,6 +46,11 @@ impl Clock {
         self.now_ns
     }
 
+    /// Whether a clock record was seen.
+    pub(crate) const fn is_set(&self) -> bool {
+        self.last.is_some()
+    }
+
     /// An event of this time was seen. Returns whether the time is plausible.
     pub(crate) fn see(&mut self, event_ns: u64) -> bool {
         if event_ns <= self.now_ns {

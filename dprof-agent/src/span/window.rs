@@ -1,10 +1,14 @@
-//! Halves → spans: the two halves of an RPC meet here, and wait for the trace that they belong to.
+//! Halves → spans: where both ends of an RPC were seen here they become one, and each span learns the trace that
+//! it belongs to.
 //!
-//! The problem: a span is stored under its trace's id, which is the id of the topmost RPC of its tree, and its
-//! two halves are finished at different moments. The idea: a node per RPC from the moment that its request is seen
-//! at either end, linked to its parent; when its halves are finished, it waits a little and is then given out under
-//! the id found by walking up. What a reader would get wrong: a parent ends after most of its children and before
-//! some (asynchronous replication), so what was given out is remembered for a while, by id and trace only.
+//! The trace is named after the topmost RPC that this host knows of the tree. A node is made when a request is
+//! *first seen* at either end, and the client half's link says who caused it, so in the usual case the trace is
+//! known before the RPC ends, and a finished span leaves at once. What may be missing for a moment is the other
+//! half's *first sight*: hooks run after the socket's lock is released, so a server may read a request before
+//! the client's hook has reported it. Nothing else is worth waiting for: a half that was seen ends by itself.
+//!
+//! What a reader would get wrong: a server half whose client was not seen may still have a client half here.
+//! Its trace is not settled until [`SETTLE_NS`] have passed; calls that it caused meanwhile are told afterwards.
 
 use std::collections::VecDeque;
 
@@ -13,247 +17,323 @@ use dprof_common::model::{
 };
 use rustc_hash::FxHashMap;
 
-/// A half's other end, or its parent, that is on this host is seen within this time: the hook of a send may come
-/// after the peer's read, by as long as its thread is kept from the CPU.
-const SETTLE_NS: u64 = 50_000_000;
+/// How long the other half's first sight is waited for, unless the hold time is shorter: a thread that lost the
+/// CPU between call and hook is back after some scheduler periods, each a few milliseconds, many of them on an
+/// overloaded machine.
+pub(crate) const SETTLE_NS: u64 = 500_000_000;
 
-/// Links followed upwards at most; a longer chain is damage or a loop.
-const DEPTH_MAX: usize = 512;
+/// Steps from a span up to the root of its tree. Real call chains are tens of hops; a loop would be damage.
+const DEPTH_MAX: usize = 64;
 
-/// What is known of an RPC.
+/// Calls told of their trace when their cause settles late; further ones take their cause's id.
+const TOLD_MAX: usize = 1024;
+
+/// What is known of an RPC when its request is first seen at one end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sight {
+    pub(crate) span_id: SpanId,
+    pub(crate) side: Side,
+    /// Client side: its cause.
+    pub(crate) link: Option<Link>,
+    /// Client side without a cause: why.
+    pub(crate) root: Option<RootKind>,
+    /// Trace id that the request carries.
+    pub(crate) explicit: Option<u128>,
+    /// Whether the other end's address is one of this host.
+    pub(crate) far_is_local: bool,
+    pub(crate) now_ns: u64,
+}
+
+/// A trace as known here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Trace {
+    id: TraceId,
+    /// The topmost RPC known here may have a cause on another host.
+    is_fragment: bool,
+}
+
 #[derive(Debug)]
 struct Node {
-    link: Option<Link>,
-    /// Trace id that the request itself carried.
-    explicit_trace: Option<TraceId>,
-    /// Which halves have been seen to begin.
-    seen: [bool; 2],
-    /// How many halves have begun and not ended.
-    open: u8,
-    client_serves: bool,
-    peer_is_local: bool,
-    halves: [Option<Box<Half>>; 2],
+    client: Option<Box<Half>>,
+    server: Option<Box<Half>>,
+    client_seen: bool,
+    server_seen: bool,
+    far_is_local: bool,
+    /// In the queue.
     queued: bool,
+    link: Option<Link>,
+    root: Option<RootKind>,
+    explicit: Option<u128>,
+    first_seen_ns: u64,
+    /// Once settled.
+    trace: Option<Trace>,
+    /// Calls that this RPC caused before it was settled.
+    untold: Vec<SpanId>,
 }
 
-/// What a half's beginning says about its RPC.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Beginning {
-    /// Which end.
-    pub(crate) side: Side,
-    /// Client: the cause.
-    pub(crate) link: Option<Link>,
-    /// Trace id carried in the request.
-    pub(crate) explicit_trace: Option<TraceId>,
-    /// Client: whether its process has served a request.
-    pub(crate) process_serves: bool,
-    /// Whether the other end has an address of this host.
-    pub(crate) peer_is_local: bool,
-}
+impl Node {
+    /// Every half that was seen has ended.
+    fn is_done(&self) -> bool {
+        (!self.client_seen || self.client.is_some()) && (!self.server_seen || self.server.is_some())
+    }
 
-/// What the window's limits cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct WindowCounters {
-    /// Spans given out before their hold was over.
-    pub(crate) released_early: u64,
-    /// Spans whose tree's top was forgotten: fragments.
-    pub(crate) tops_forgotten: u64,
-}
-
-/// RPCs that are open, or finished and held.
-#[derive(Debug)]
-pub(crate) struct Window {
-    hold_ns: u64,
-    held_max: usize,
-    nodes: FxHashMap<SpanId, Node>,
-    /// When a node is looked at, in order of time: (due, id).
-    soon: VecDeque<(u64, SpanId)>,
-    later: VecDeque<(u64, SpanId)>,
-    /// Given out: trace and whether it is a fragment, until the time in the queue.
-    past: FxHashMap<SpanId, (TraceId, bool)>,
-    past_queue: VecDeque<(u64, SpanId)>,
-    pub(crate) counters: WindowCounters,
-}
-
-const fn idx(side: Side) -> usize {
-    match side {
-        Side::Client => 0,
-        Side::Server => 1,
+    /// The other half may still be sighted.
+    fn may_meet(&self) -> bool {
+        match (self.client_seen, self.server_seen) {
+            (true, true) => false,
+            // A far server is not seen here; a far client may turn out to be near (a new address).
+            (true, false) => self.far_is_local,
+            (false, _) => true,
+        }
     }
 }
 
+/// Spans that are not out yet.
+#[derive(Debug)]
+pub(crate) struct Window {
+    nodes: FxHashMap<SpanId, Node>,
+    /// Done nodes that wait for a first sight, in the order of their due time.
+    queue: VecDeque<(u64, SpanId)>,
+    /// Spans that are done with, until the engine takes them.
+    ready: Vec<Span>,
+    settle_ns: u64,
+    held_max: usize,
+    counters: WindowCounters,
+}
+
+/// What the window did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct WindowCounters {
+    /// Released before their time because too many were held.
+    pub(crate) evicted: u64,
+    /// Released with one half although the other end is on this host.
+    pub(crate) alone: u64,
+    /// A second half of the same side for the same span id.
+    pub(crate) doubled: u64,
+}
+
 impl Window {
-    /// An empty window.
     pub(crate) fn new(hold_ns: u64, held_max: usize) -> Self {
         Self {
-            hold_ns,
-            held_max,
             nodes: FxHashMap::default(),
-            soon: VecDeque::new(),
-            later: VecDeque::new(),
-            past: FxHashMap::default(),
-            past_queue: VecDeque::new(),
+            queue: VecDeque::new(),
+            ready: Vec::new(),
+            settle_ns: hold_ns.min(SETTLE_NS),
+            held_max,
             counters: WindowCounters::default(),
         }
     }
 
-    /// How many RPCs it knows.
-    pub(crate) fn len(&self) -> usize {
-        self.nodes.len()
+    /// Done nodes that wait.
+    pub(crate) fn held(&self) -> usize {
+        self.queue.len()
     }
 
-    /// A request was seen at one end.
-    pub(crate) fn begin(&mut self, span_id: SpanId, beginning: &Beginning) {
-        let node = self.nodes.entry(span_id).or_insert_with(|| Node {
-            link: None,
-            explicit_trace: None,
-            seen: [false; 2],
-            open: 0,
-            client_serves: false,
-            peer_is_local: false,
-            halves: [None, None],
+    pub(crate) const fn counters(&self) -> WindowCounters {
+        self.counters
+    }
+
+    /// A request was first seen at one end.
+    pub(crate) fn sight(&mut self, sight: &Sight) {
+        let mut tell = None;
+        if let Some(link) = sight.link {
+            let (trace, is_settled) = self.resolve(link.parent, sight.now_ns);
+            tell = Some((link.parent, trace, is_settled));
+        }
+        let node = self.nodes.entry(sight.span_id).or_insert_with(|| Node {
+            client: None,
+            server: None,
+            client_seen: false,
+            server_seen: false,
+            far_is_local: false,
             queued: false,
+            link: None,
+            root: None,
+            explicit: None,
+            first_seen_ns: sight.now_ns,
+            trace: None,
+            untold: Vec::new(),
         });
-        node.open = node.open.saturating_add(1);
-        node.seen[idx(beginning.side)] = true;
-        node.link = node.link.or(beginning.link);
-        node.explicit_trace = node.explicit_trace.or(beginning.explicit_trace);
-        node.client_serves |= beginning.side == Side::Client && beginning.process_serves;
-        node.peer_is_local |= beginning.peer_is_local;
-    }
-
-    /// A half that began is of no use after all (its connection was taken for the wrong protocol).
-    pub(crate) fn cancel(&mut self, span_id: SpanId) {
-        if let Some(node) = self.nodes.get_mut(&span_id) {
-            node.open = node.open.saturating_sub(1);
-            if node.open == 0 && node.halves.iter().all(Option::is_none) {
-                self.nodes.remove(&span_id);
+        node.explicit = node.explicit.or(sight.explicit);
+        node.far_is_local |= sight.far_is_local;
+        match sight.side {
+            Side::Server => node.server_seen = true,
+            Side::Client => {
+                node.client_seen = true;
+                node.link = sight.link;
+                node.root = sight.root;
+                if let Some((parent, trace, is_settled)) = tell {
+                    if is_settled {
+                        node.trace = Some(trace);
+                    } else if let Some(parent) = self.nodes.get_mut(&parent)
+                        && parent.untold.len() < TOLD_MAX
+                    {
+                        parent.untold.push(sight.span_id);
+                    }
+                }
             }
         }
     }
 
-    /// A half that began is finished.
+    /// A half ended.
     pub(crate) fn finish(&mut self, span_id: SpanId, side: Side, half: Half, now_ns: u64) {
-        let hold_ns = self.hold_ns;
         let Some(node) = self.nodes.get_mut(&span_id) else { return };
-        node.open = node.open.saturating_sub(1);
-        node.halves[idx(side)].get_or_insert_with(|| Box::new(half));
-        if node.queued {
+        let place = match side {
+            Side::Client => &mut node.client,
+            Side::Server => &mut node.server,
+        };
+        if place.replace(Box::new(half)).is_some() {
+            self.counters.doubled += 1;
+        }
+        if !node.is_done() {
             return;
         }
-        node.queued = true;
-        // Nothing more can come when both halves are here, or when the other one is on another host.
-        let whole = node.open == 0 && (node.halves.iter().all(Option::is_some) || !node.peer_is_local);
-        if whole {
-            self.soon.push_back((now_ns.saturating_add(SETTLE_NS.min(hold_ns)), span_id));
-        } else {
-            self.later.push_back((now_ns.saturating_add(hold_ns), span_id));
+        let may_meet = node.may_meet();
+        let queued = node.queued;
+        if !may_meet && self.resolve(span_id, now_ns).1 {
+            self.release(span_id, now_ns);
+        } else if !queued {
+            if let Some(node) = self.nodes.get_mut(&span_id) {
+                node.queued = true;
+            }
+            self.queue.push_back((now_ns.saturating_add(self.settle_ns), span_id));
+            while self.queue.len() > self.held_max {
+                self.counters.evicted += 1;
+                self.pop(now_ns);
+            }
         }
     }
 
-    /// The server's answer was sent again.
-    pub(crate) fn resent(&mut self, span_id: SpanId) {
-        if let Some(half) = self.nodes.get_mut(&span_id).and_then(|node| node.halves[1].as_mut()) {
+    /// A request turned out to be none.
+    pub(crate) fn forget(&mut self, span_id: SpanId, side: Side) {
+        let Some(node) = self.nodes.get_mut(&span_id) else { return };
+        match side {
+            Side::Client => node.client_seen = false,
+            Side::Server => node.server_seen = false,
+        }
+        if !node.client_seen && !node.server_seen {
+            self.nodes.remove(&span_id);
+        }
+    }
+
+    /// Bytes of a server's answer were sent again after it had ended.
+    pub(crate) fn mark_resent(&mut self, span_id: SpanId) {
+        if let Some(half) = self.nodes.get_mut(&span_id).and_then(|node| node.server.as_mut()) {
             half.flags.insert(HalfFlags::RETRANSMITTED);
             half.retransmits += 1;
         }
     }
 
-    /// Gives out what has waited long enough.
-    pub(crate) fn release(&mut self, now_ns: u64, out: &mut Vec<Span>) {
-        while self.soon.front().is_some_and(|(due_ns, _)| *due_ns <= now_ns) {
-            let Some((_, span_id)) = self.soon.pop_front() else { break };
-            self.give(span_id, now_ns, out);
+    /// Gives out what is done with, and what has waited long enough.
+    pub(crate) fn take(&mut self, now_ns: u64, spans: &mut Vec<Span>) {
+        while self.queue.front().is_some_and(|(due_ns, _)| *due_ns <= now_ns) {
+            self.pop(now_ns);
         }
-        while self.later.front().is_some_and(|(due_ns, _)| *due_ns <= now_ns) {
-            let Some((_, span_id)) = self.later.pop_front() else { break };
-            self.give_or_wait(span_id, now_ns, out);
-        }
-        while self.nodes.len() > self.held_max {
-            let Some((_, span_id)) = self.later.pop_front().or_else(|| self.soon.pop_front()) else { break };
-            self.counters.released_early += 1;
-            self.give(span_id, now_ns, out);
-        }
-        while self.past_queue.front().is_some_and(|(due_ns, _)| *due_ns <= now_ns)
-            || self.past_queue.len() > self.held_max
-        {
-            if let Some((_, span_id)) = self.past_queue.pop_front() {
-                self.past.remove(&span_id);
-            }
-        }
+        spans.append(&mut self.ready);
     }
 
-    /// Gives out everything that is finished.
-    pub(crate) fn release_all(&mut self, now_ns: u64, out: &mut Vec<Span>) {
-        let ids: Vec<SpanId> = self.soon.drain(..).chain(self.later.drain(..)).map(|(_, id)| id).collect();
-        for span_id in ids {
-            self.give(span_id, now_ns, out);
+    /// Gives out everything that has a finished half.
+    pub(crate) fn take_all(&mut self, now_ns: u64, spans: &mut Vec<Span>) {
+        while !self.queue.is_empty() {
+            self.pop(now_ns);
         }
+        let mut halves: Vec<_> = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.client.is_some() || node.server.is_some())
+            .map(|(span_id, node)| (node.first_seen_ns, *span_id))
+            .collect();
+        halves.sort_unstable();
+        for (_, span_id) in halves {
+            self.release(span_id, now_ns);
+        }
+        spans.append(&mut self.ready);
     }
 
-    /// One end is finished and the other still open (a slow reader): wait for it.
-    fn give_or_wait(&mut self, span_id: SpanId, now_ns: u64, out: &mut Vec<Span>) {
-        if self.nodes.get(&span_id).is_some_and(|node| node.open > 0) {
-            self.later.push_back((now_ns.saturating_add(self.hold_ns.max(1)), span_id));
-        } else {
-            self.give(span_id, now_ns, out);
-        }
-    }
-
-    fn give(&mut self, span_id: SpanId, now_ns: u64, out: &mut Vec<Span>) {
-        let (trace_id, fragment) = self.trace_of(span_id);
-        let Some(node) = self.nodes.remove(&span_id) else { return };
-        let [client, server] = node.halves;
-        if client.is_none() && server.is_none() {
+    fn pop(&mut self, now_ns: u64) {
+        let Some((_, span_id)) = self.queue.pop_front() else { return };
+        let Some(node) = self.nodes.get_mut(&span_id) else { return };
+        node.queued = false;
+        // Sighted at the other end meanwhile: that half releases it when it ends.
+        if !node.is_done() {
             return;
         }
-        let root = match (node.link, node.seen[0]) {
-            (Some(_), _) => None,
-            (None, true) if node.client_serves => Some(RootKind::Unlinked),
-            (None, _) => Some(RootKind::Edge),
-        };
+        if node.far_is_local && node.may_meet() {
+            self.counters.alone += 1;
+        }
+        self.release(span_id, now_ns);
+    }
+
+    fn release(&mut self, span_id: SpanId, now_ns: u64) {
+        let (trace, _) = self.resolve(span_id, now_ns);
+        let Some(node) = self.nodes.remove(&span_id) else { return };
+        let mut told = node.untold;
+        while let Some(child) = told.pop() {
+            if let Some(child) = self.nodes.get_mut(&child)
+                && child.trace.is_none()
+            {
+                child.trace = Some(trace);
+            }
+        }
         let mut flags = SpanFlags::default();
-        if fragment {
+        if trace.is_fragment {
             flags.insert(SpanFlags::FRAGMENT);
         }
-        self.past.insert(span_id, (trace_id, fragment));
-        self.past_queue.push_back((now_ns.saturating_add(self.hold_ns.saturating_mul(2)), span_id));
-        out.push(Span {
-            trace_id,
+        let root = match (node.link, node.client_seen) {
+            (Some(_), _) => None,
+            (None, true) => node.root,
+            (None, false) => Some(RootKind::Edge),
+        };
+        let mut span = Span {
+            trace_id: trace.id,
             span_id,
             link: node.link,
             root,
             flags,
             probability: 1.0,
             reason: KeepReason::Ratio,
-            client: client.map(|half| *half),
-            server: server.map(|half| *half),
-        });
-    }
-
-    /// Trace of an RPC, and whether its top may have a cause on another host.
-    fn trace_of(&mut self, span_id: SpanId) -> (TraceId, bool) {
-        let mut at = span_id;
-        for _ in 0..DEPTH_MAX {
-            if at != span_id
-                && let Some(known) = self.past.get(&at)
-            {
-                return *known;
-            }
-            let Some(node) = self.nodes.get(&at) else {
-                // Named as a parent, but forgotten.
-                self.counters.tops_forgotten += 1;
-                return (at.as_root_trace(), true);
-            };
-            match node.link {
-                Some(link) => at = link.parent,
-                None => {
-                    let trace_id = node.explicit_trace.unwrap_or_else(|| at.as_root_trace());
-                    return (trace_id, !node.seen[0] && !node.peer_is_local);
-                }
+            client: node.client.map(|half| *half),
+            server: node.server.map(|half| *half),
+        };
+        if let Some(explicit) = node.explicit.filter(|explicit| *explicit != trace.id.0) {
+            let text = TraceId(explicit).to_string();
+            for half in span.client.iter_mut().chain(span.server.iter_mut()) {
+                half.attributes.push((EXPLICIT_TRACE_ATTRIBUTE.into(), text.clone()));
             }
         }
-        self.counters.tops_forgotten += 1;
-        (at.as_root_trace(), true)
+        self.ready.push(span);
+    }
+
+    /// The trace of `span_id` as known now, and whether that is settled.
+    fn resolve(&mut self, span_id: SpanId, now_ns: u64) -> (Trace, bool) {
+        let mut topmost = span_id;
+        let mut result = (Trace { id: span_id.as_root_trace(), is_fragment: false }, true);
+        for _ in 0..DEPTH_MAX {
+            let Some(node) = self.nodes.get(&topmost) else {
+                result.0 = Trace { id: topmost.as_root_trace(), is_fragment: false };
+                break;
+            };
+            if let Some(trace) = node.trace {
+                result.0 = trace;
+                break;
+            }
+            let Some(link) = node.link else {
+                let id = node.explicit.filter(|id| *id != 0).map_or(topmost.as_root_trace(), TraceId);
+                let is_fragment = !node.client_seen && !node.far_is_local;
+                let age_ns = now_ns.saturating_sub(node.first_seen_ns);
+                result = (Trace { id, is_fragment }, node.client_seen || age_ns >= self.settle_ns);
+                break;
+            };
+            topmost = link.parent;
+        }
+        if result.1
+            && let Some(node) = self.nodes.get_mut(&span_id)
+        {
+            node.trace = Some(result.0);
+        }
+        result
     }
 }
+
+/// Attribute of a span whose request carries another trace's id than the one it is stored under.
+pub(crate) const EXPLICIT_TRACE_ATTRIBUTE: &str = "dprof.explicit_trace_id";

@@ -17,6 +17,9 @@ const PIECES_MAX: usize = 64;
 /// of 64 KiB passes, and a gibberish protocol costs no more than that.
 const JUDGED_BYTES_MAX: u64 = 128 * 1024;
 
+/// Calls of a joined connection, each of which may have begun a message, after which detection gives up.
+const JUDGED_CALLS_MAX: u32 = 64;
+
 /// A remembered call.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
@@ -58,6 +61,7 @@ pub(crate) struct Heads {
     start: [Option<u64>; 2],
     pieces: Vec<Piece>,
     judged_bytes: u64,
+    judged_calls: u32,
     /// Protocols that turned out wrong on this connection.
     excluded: Vec<&'static str>,
     /// Whether the head may start within a message.
@@ -88,21 +92,25 @@ impl Heads {
             start: [None; 2],
             pieces: Vec::new(),
             judged_bytes: 0,
+            judged_calls: 0,
             excluded: Vec::new(),
             joined,
         }
     }
 
-    /// Starts anew without `name`, in what may be the middle of a message.
-    pub(crate) fn without(mut self, name: &'static str) -> Self {
-        self.restart(true);
-        self.excluded.push(name);
-        self
+    /// No bytes yet, in what may be the middle of a message of none of `excluded`.
+    pub(crate) fn without(excluded: Vec<&'static str>) -> Self {
+        Self { excluded, ..Self::new(true) }
     }
 
     /// Whether the head may start within a message.
     pub(crate) const fn joined(&self) -> bool {
         self.joined
+    }
+
+    /// Protocols that are not asked again.
+    pub(crate) fn take_excluded(&mut self) -> Vec<&'static str> {
+        std::mem::take(&mut self.excluded)
     }
 
     /// Position of the first byte of `direction`, if one was seen.
@@ -154,12 +162,17 @@ impl Heads {
             }
             Detection::NeedMore => {}
             Detection::None => {
-                self.judged_bytes += chunk.size;
+                if !self.joined {
+                    // The very first bytes: there is no better place to look.
+                    return Judgement::Unknown;
+                }
                 self.restart(true);
                 // What came before may have been the end of a message: ask about this call alone.
                 if !first {
                     return self.judge(chunk, context, protocols);
                 }
+                self.judged_bytes += chunk.size;
+                self.judged_calls += 1;
                 return self.wait();
             }
         }
@@ -172,7 +185,11 @@ impl Heads {
     }
 
     const fn wait(&self) -> Judgement {
-        if self.judged_bytes > JUDGED_BYTES_MAX { Judgement::Unknown } else { Judgement::Wait }
+        if self.judged_bytes > JUDGED_BYTES_MAX || self.judged_calls > JUDGED_CALLS_MAX {
+            Judgement::Unknown
+        } else {
+            Judgement::Wait
+        }
     }
 
     fn keep(&mut self, chunk: &Chunk<'_>, kept: (usize, usize)) {

@@ -22,7 +22,7 @@ pub(crate) const HELD_CALLS_MAX: usize = 16;
 pub(crate) const HELD_NS: u64 = 10_000_000;
 
 /// Positions beyond this are refused as damage: 4 EiB through one connection.
-const POSITION_MAX: u64 = 1 << 62;
+pub(crate) const POSITION_MAX: u64 = 1 << 62;
 
 /// After this many bursts of held calls in a row none of which was resolved, with no event lost, the positions
 /// are not those of the calls' bytes (kTLS and sockmap add or replace bytes): sizes are counted instead.

@@ -11,7 +11,7 @@ use dprof_common::event::{Arrival, OpenEvent, flag};
 use dprof_common::model::{Side, SpanId, rpc_identity};
 
 use super::detect::{HeadContext, Heads, Judgement};
-use super::position::{HeldCall, Place, Positions};
+use super::position::{HeldCall, POSITION_MAX, Place, Positions};
 use super::timeline::Timeline;
 use super::turns::{self, Turns};
 use super::{Call, Chunk};
@@ -46,11 +46,18 @@ enum Speech {
     /// Nobody yet.
     Detecting(Heads),
     /// A protocol.
-    Speaking { name: &'static str, parser: Box<dyn Parser> },
+    Speaking {
+        name: &'static str,
+        parser: Box<dyn Parser>,
+        /// Protocols that it turned out not to be.
+        excluded: Vec<&'static str>,
+    },
     /// Nobody: cut by changes of direction.
     Turns(Turns),
-    /// Nobody, and nobody asked, or the connection has no messages any more.
+    /// Nobody, and nobody asked.
     Ignored,
+    /// It has no messages any more.
+    Opaque { name: &'static str },
 }
 
 /// A change of speech that a parser asked for.
@@ -138,7 +145,7 @@ impl Socket {
             role_guessed: false,
             side: None,
             raw_isn: [isn(open.write_seq, open.send_pos), isn(open.copied_seq, open.recv_pos)],
-            open_pos: [open.send_pos, open.recv_pos],
+            open_pos: [open.send_pos, open.recv_pos].map(|pos| pos.min(POSITION_MAX)),
             positions: Positions::new(next),
             held: Vec::new(),
             timelines: [Timeline::default(), Timeline::default()],
@@ -201,14 +208,19 @@ impl Socket {
     /// Protocol as stored.
     pub(crate) const fn protocol(&self) -> &'static str {
         match &self.speech {
-            Speech::Speaking { name, .. } => name,
+            Speech::Speaking { name, .. } | Speech::Opaque { name } => name,
             Speech::Detecting(_) | Speech::Turns(_) | Speech::Ignored => turns::NAME,
         }
     }
 
     /// Whether nothing that is fed can give anything.
     pub(crate) const fn is_ignored(&self) -> bool {
-        matches!(self.speech, Speech::Ignored)
+        matches!(self.speech, Speech::Ignored | Speech::Opaque { .. })
+    }
+
+    /// Whether no protocol recognises it.
+    pub(crate) const fn is_unrecognised(&self) -> bool {
+        matches!(self.speech, Speech::Ignored | Speech::Turns(_))
     }
 
     /// Whether it is cut by changes of direction.
@@ -221,10 +233,21 @@ impl Socket {
     pub(crate) fn place(&mut self, call: &Call) -> Place {
         let place = self.positions.place(call);
         let other = call.direction.reverse();
-        if self.positions.next(call.direction).is_none() && self.positions.next(other).is_none() {
-            self.positions.advance(other, self.open_pos[other.idx()].min(1 << 62));
+        if place != Place::Impossible
+            && self.positions.next(call.direction).is_none()
+            && self.positions.next(other).is_none()
+        {
+            self.positions.advance(other, self.open_pos[other.idx()]);
         }
         place
+    }
+
+    /// Whether a server's bytes left unseen before the connection ended at raw send position `send_pos`.
+    pub(crate) fn has_unseen(&self, send_pos: u64) -> bool {
+        const FIN: u64 = 1;
+        self.side == Some(Side::Server)
+            && !self.positions.is_counted()
+            && self.positions.next(Direction::Out).is_some_and(|next| send_pos > next.saturating_add(FIN))
     }
 
     /// Keeps `call` until its place is known.
@@ -239,7 +262,7 @@ impl Socket {
             Speech::Detecting(heads) => heads.restart(true),
             Speech::Speaking { parser, .. } => parser.gap(direction, start, missing, parsed),
             Speech::Turns(turns) => turns.feed(direction, start, start + missing, parsed),
-            Speech::Ignored => {}
+            Speech::Ignored | Speech::Opaque { .. } => {}
         }
     }
 
@@ -251,7 +274,7 @@ impl Socket {
             }
             Speech::Turns(turns) => turns.feed(chunk.call.direction, chunk.start, chunk.end(), parsed),
             Speech::Detecting(_) => self.detect(chunk, grammar, parsed),
-            Speech::Ignored => {}
+            Speech::Ignored | Speech::Opaque { .. } => {}
         }
     }
 
@@ -265,14 +288,22 @@ impl Socket {
             Judgement::Found { protocol, request_direction } => {
                 let start = [Direction::Out, Direction::In].map(|direction| {
                     let next = if direction == chunk.call.direction { Some(chunk.start) } else { None };
-                    heads.start(direction).or(next).or(self.positions.next(direction)).unwrap_or(0)
+                    let next = heads.start(direction).or(next).or(self.positions.next(direction));
+                    next.unwrap_or(self.open_pos[direction.idx()])
                 });
+                // What the parser is told is where the streams go on.
+                for direction in [Direction::Out, Direction::In] {
+                    if self.positions.next(direction).is_none() {
+                        self.positions.advance(direction, start[direction.idx()]);
+                    }
+                }
                 let mut parser = protocol.parser(request_direction, start, heads.joined());
                 for part in heads.parts() {
                     speak(&mut *parser, part.direction, part.start, part.size, part.bytes, parsed);
                 }
                 speak(&mut *parser, chunk.call.direction, chunk.start, chunk.size, chunk.payload, parsed);
-                self.speech = Speech::Speaking { name: protocol.name(), parser };
+                let excluded = heads.take_excluded();
+                self.speech = Speech::Speaking { name: protocol.name(), parser, excluded };
             }
             Judgement::Unknown if grammar.unknown => {
                 let request = by_role.unwrap_or(chunk.call.direction);
@@ -289,7 +320,7 @@ impl Socket {
     pub(crate) fn change(&mut self, transition: Transition, direction: Direction) -> Option<u64> {
         match transition {
             Transition::Opaque => {
-                self.speech = Speech::Ignored;
+                self.speech = Speech::Opaque { name: self.protocol() };
                 None
             }
             Transition::Switch(at) => {
@@ -297,8 +328,10 @@ impl Socket {
                 Some(at[direction.idx()])
             }
             Transition::Mistaken => {
-                let Speech::Speaking { name, .. } = &self.speech else { return None };
-                self.speech = Speech::Detecting(Heads::new(true).without(name));
+                let Speech::Speaking { name, excluded, .. } = &mut self.speech else { return None };
+                let mut excluded = std::mem::take(excluded);
+                excluded.push(name);
+                self.speech = Speech::Detecting(Heads::without(excluded));
                 Some(0)
             }
         }
@@ -314,7 +347,7 @@ impl Socket {
                 }
             }
             Speech::Turns(turns) => turns.flush(parsed),
-            Speech::Detecting(_) | Speech::Ignored => {}
+            Speech::Detecting(_) | Speech::Ignored | Speech::Opaque { .. } => {}
         }
     }
 
@@ -335,7 +368,7 @@ impl Socket {
                 Speech::Detecting(heads) => heads.start(direction).unwrap_or_else(next),
                 Speech::Speaking { parser, .. } => parser.unfinished_from(direction),
                 Speech::Turns(turns) => turns.unfinished_from(direction).unwrap_or_else(next),
-                Speech::Ignored => next(),
+                Speech::Ignored | Speech::Opaque { .. } => next(),
             };
             self.timelines[direction.idx()].trim(from);
         }
@@ -348,7 +381,7 @@ impl Socket {
             Speech::Speaking { parser, .. } => {
                 parser.payload_limit(Direction::Out).max(parser.payload_limit(Direction::In))
             }
-            Speech::Turns(_) | Speech::Ignored => 0,
+            Speech::Turns(_) | Speech::Ignored | Speech::Opaque { .. } => 0,
         };
         let class = PAYLOAD_CLASSES.into_iter().find(|class| *class >= wanted).unwrap_or(PAYLOAD_LIMIT_START);
         (std::mem::replace(&mut self.payload_limit, class) != class).then_some(class)
