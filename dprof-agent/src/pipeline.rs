@@ -24,8 +24,10 @@ use crate::source::{Block, Source, SourceCounters};
 /// Bytes of events between source and engine. A burst of 200,000 pipelined commands in a quarter of a second has
 /// 21 MB of events, faster than an engine that shares two cores with them; in steady state next to nothing waits.
 const EVENTS_BYTES_MAX: usize = 32 << 20;
-/// Spans between engine and writer: a burst of two seconds at half of what the embedded store takes.
-const SPANS_WAITING_MAX: usize = 100_000;
+/// Spans between engine and writer: a second of 20,000 spans/s.
+const SPANS_WAITING_MAX: usize = 20_000;
+/// How often the engine looks whether the store has taken a batch.
+const STORE_WAIT: Duration = Duration::from_millis(2);
 /// How long the source is drained after the stop at most: a full ring of the default size takes a tenth.
 const DRAIN_NS_MAX: u64 = 200_000_000;
 /// Longest wait of a stage for its queue: how late it notices time passing.
@@ -291,13 +293,28 @@ impl EngineTask {
         }
     }
 
+    /// While the store is behind and events have room to wait, the engine waits: an event is a tenth of the size
+    /// of its spans. Only when both queues are full are the oldest batches lost.
     fn hand_over(&self, batch: Batch) {
         let Some(batches) = &self.batches else { return };
         let weight = batch.spans.len();
         if self.patient {
             // Fails only when the writer's thread is gone, which reports itself.
             let _ = batches.push_waiting(batch, weight);
-        } else if let Ok(displaced) = batches.push_displacing(batch, weight) {
+            return;
+        }
+        let mut batch = batch;
+        while self.events.weight() < EVENTS_BYTES_MAX / 2 {
+            match batches.push_or_refuse(batch, weight) {
+                Ok(()) => return,
+                Err(refused) => batch = refused,
+            }
+            if batches.is_closed() {
+                return;
+            }
+            std::thread::sleep(STORE_WAIT);
+        }
+        if let Ok(displaced) = batches.push_displacing(batch, weight) {
             let n: usize = displaced.iter().map(|batch| batch.spans.len()).sum();
             self.displaced.fetch_add(n as u64, Ordering::Relaxed);
         }

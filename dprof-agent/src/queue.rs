@@ -75,6 +75,11 @@ pub struct Closed;
 pub struct Sender<T>(Arc<Shared<T>>);
 
 impl<T> Sender<T> {
+    /// Whether nobody listens any more.
+    pub fn is_closed(&self) -> bool {
+        self.0.lock().is_closed
+    }
+
     /// Waits for room. `Ok(true)`: it had to.
     pub fn push_waiting(&self, item: T, weight: usize) -> Result<bool, Closed> {
         let mut state = self.0.lock();
@@ -143,6 +148,11 @@ pub enum Popped<T> {
 pub struct Receiver<T>(Arc<Shared<T>>);
 
 impl<T> Receiver<T> {
+    /// What waits now, in the unit of its limit.
+    pub fn weight(&self) -> usize {
+        self.0.lock().weight
+    }
+
     /// The oldest item, waiting up to `wait` for one.
     pub fn pop(&self, wait: Duration) -> Popped<T> {
         let state = self.0.lock();
