@@ -6,8 +6,8 @@
 
 use bytemuck::{AnyBitPattern, pod_read_unaligned};
 use dprof_common::event::{
-    Arrival, ArrivalsEvent, ClockEvent, CloseEvent, EventHeader, EventKind, ListenEvent, LostEvent,
-    OpenEvent, RecvEvent, RetransmitEvent, SendEvent,
+    Arrival, ArrivalsEvent, ClockEvent, CloseEvent, EventHeader, EventKind, FirstDepartureEvent, ListenEvent,
+    LostEvent, OpenEvent, RecvEvent, RetransmitEvent, SendEvent,
 };
 use dprof_common::limits::ARRIVALS_MAX;
 use dprof_common::model::ProcessInfo;
@@ -25,6 +25,8 @@ pub enum Event<'a> {
     Recv(RecvEvent, &'a [u8]),
     /// Arrival times of the `Recv` that follows on the same socket.
     Arrivals(Arrivals<'a>),
+    /// First departure of the `Send` that follows on the same socket.
+    FirstDeparture(FirstDepartureEvent),
     /// A segment was sent again.
     Retransmit(RetransmitEvent),
     /// A socket listens, or no longer does.
@@ -82,6 +84,7 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, DecodeError> {
             Event::Recv(event, payload(record, size_of::<RecvEvent>(), event.header)?)
         }
         EventKind::Arrivals => Event::Arrivals(arrivals(record)?),
+        EventKind::FirstDeparture => Event::FirstDeparture(fixed(record)?),
         EventKind::Retransmit => Event::Retransmit(fixed(record)?),
         EventKind::Listen => Event::Listen(fixed(record)?),
         EventKind::Process => Event::Process(process(record)?),
@@ -153,14 +156,16 @@ mod tests {
         for len in 0..record.len() {
             check(&record[..len], Err(DecodeError::Short));
         }
-        for kind in [0, 8, 63, 67, 255] {
+        for kind in [0, 9, 63, 67, 255] {
             check(&[kind; 300], Err(DecodeError::UnknownKind(kind)));
         }
     }
 
     #[test]
     fn every_kind_decodes_at_exactly_its_size() {
-        for (kind, size) in [(1, 136), (2, 40), (3, 48), (4, 56), (6, 40), (7, 24), (65, 24), (66, 24)] {
+        for (kind, size) in
+            [(1, 136), (2, 40), (3, 48), (4, 56), (6, 40), (7, 24), (8, 32), (65, 24), (66, 24)]
+        {
             let mut record = vec![0; size];
             record[0] = kind;
             assert!(decode(&record).is_ok(), "kind {kind}");

@@ -231,6 +231,11 @@ impl Engine {
                     socket.arrivals.extend(arrivals.iter());
                 }
             }
+            Event::FirstDeparture(first) => {
+                if let Some(socket) = self.sockets.get_mut(&first.sock) {
+                    socket.departing = Some((first.start_pos, first.time_ns));
+                }
+            }
             Event::Retransmit(resent) => {
                 if let Some(socket) = self.sockets.get_mut(&resent.sock) {
                     socket.note_resent(resent.start_pos, resent.end_pos);

@@ -27,6 +27,8 @@ pub enum EventKind {
     Retransmit = 6,
     /// [`ListenEvent`]: a socket listens, or no longer does.
     Listen = 7,
+    /// [`FirstDepartureEvent`]: comes right before the `Send` that it belongs to.
+    FirstDeparture = 8,
     /// User space: a process is described; JSON after the header (`dprof-agent/src/source/record.rs`).
     Process = 64,
     /// User space: monotonic and wall clock read together: [`ClockEvent`]. Also the engine's clock tick.
@@ -46,6 +48,7 @@ impl EventKind {
             5 => Self::Arrivals,
             6 => Self::Retransmit,
             7 => Self::Listen,
+            8 => Self::FirstDeparture,
             64 => Self::Process,
             65 => Self::Clock,
             66 => Self::Lost,
@@ -109,6 +112,23 @@ pub struct SendEvent {
     pub unsent: u32,
     /// Smoothed round trip time, microseconds; 0 if unknown.
     pub srtt_us: u32,
+}
+
+/// When the first byte of a large send could leave: `SendEvent::time_ns` says it of the last byte only, and a call
+/// of several segments may last long. 32 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+pub struct FirstDepartureEvent {
+    /// Kind `FirstDeparture`; `size` unused.
+    pub header: EventHeader,
+    /// Socket cookie.
+    pub sock: u64,
+    /// Raw stream position of the call's first byte.
+    pub start_pos: u64,
+    /// When the call began to copy its first segment, with nothing unsent before it: the departure less the time
+    /// to copy one segment.
+    pub time_ns: u64,
 }
 
 /// Data taken from a socket by a system call; payload follows. 56 bytes.
@@ -274,6 +294,7 @@ const _: () = {
     use core::mem::size_of;
     assert!(size_of::<EventHeader>() == 8);
     assert!(size_of::<SendEvent>() == 48);
+    assert!(size_of::<FirstDepartureEvent>() == 32);
     assert!(size_of::<RecvEvent>() == 56);
     assert!(size_of::<ArrivalsEvent>() == 272);
     assert!(size_of::<OpenEvent>() == 136);

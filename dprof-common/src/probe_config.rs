@@ -49,8 +49,14 @@ pub struct Offsets {
     pub tcp_wstamp_ns: u32,
     /// `tcp_sock.tcp_clock_cache`
     pub tcp_clock_cache: u32,
+    /// `tcp_sock.first_tx_mstamp`, microseconds
+    pub first_tx_mstamp: u32,
     /// `tcp_sock.srtt_us` (shifted left by 3, as the kernel keeps it)
     pub srtt_us: u32,
+    /// `tcp_sock.max_window`
+    pub max_window: u32,
+    /// `msghdr.msg_iter.count`
+    pub msg_left: u32,
     /// `task_struct.flags`
     pub task_flags: u32,
     /// `pt_regs.orig_ax`
@@ -91,7 +97,10 @@ impl Offsets {
         bytes_acked: 0,
         tcp_wstamp_ns: 0,
         tcp_clock_cache: 0,
+        first_tx_mstamp: 0,
         srtt_us: 0,
+        max_window: 0,
+        msg_left: 0,
         task_flags: 0,
         regs_nr: 0,
         regs_arg2: 0,

@@ -103,7 +103,7 @@ pub(crate) struct Segment {
     pub(crate) merged: u32,
 }
 
-/// What is kept of a socket: 328 bytes.
+/// What is kept of a socket: 344 bytes.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct SockState {
@@ -124,6 +124,12 @@ pub(crate) struct SockState {
     pub(crate) segments_in: u32,
     /// Segments ever taken out; the reader is the reading thread.
     pub(crate) segments_out: u32,
+    /// When the running send of several segments began; 0 = none runs.
+    pub(crate) sending_ns: u64,
+    /// `write_seq` then.
+    pub(crate) sending_seq: u32,
+    /// Explicit padding.
+    pub(crate) padding: u32,
     pub(crate) segments: [Segment; ARRIVALS_MAX],
 }
 

@@ -9,11 +9,12 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_task_btf, bpf_probe_read_user as read_user, bpf_task_pt_regs,
 };
 use dprof_common::drop_reason::DropReason;
+use dprof_common::event::{EventHeader, RecvEvent, SendEvent, flag};
 use dprof_common::limits::{IOVEC_ENTRIES_MAX, PAYLOAD_BYTES_MAX};
 
 use crate::emit;
-use crate::maps::{PIECE_BYTES_MAX, SCRATCH, Scratch, VECTORS, VectorProgress, config};
-use crate::sock::Typed;
+use crate::maps::{PIECE_BYTES_MAX, SCRATCH, Scratch, SockState, VECTORS, VectorProgress, config};
+use crate::sock::{self, Typed};
 
 const PF_IO_WORKER: u32 = 0x10;
 const PF_USER_WORKER: u32 = 0x4000;
@@ -43,7 +44,7 @@ const MMSGHDR_BYTES: u64 = 64;
 
 /// Where the bytes of the running call are.
 #[derive(Clone, Copy)]
-pub(crate) enum Buffers {
+enum Buffers {
     /// Nowhere that may be read.
     None,
     /// One buffer.
@@ -52,9 +53,65 @@ pub(crate) enum Buffers {
     Many { iov: u64, count: u64 },
 }
 
+/// A record that its payload follows; at most as large as [`RecvEvent`].
+pub(crate) trait DataRecord: Copy + 'static {
+    fn header(&mut self) -> &mut EventHeader;
+}
+
+impl DataRecord for SendEvent {
+    #[inline(always)]
+    fn header(&mut self) -> &mut EventHeader {
+        &mut self.header
+    }
+}
+
+impl DataRecord for RecvEvent {
+    #[inline(always)]
+    fn header(&mut self) -> &mut EventHeader {
+        &mut self.header
+    }
+}
+
+/// Writes `event` with as much of the call's data as the socket is worth. `may_read`: whether the data lies in the
+/// buffers of the call.
+#[inline(always)]
+pub(crate) fn emit<T: DataRecord>(mut event: T, state: &mut SockState, tid: u32, may_read: bool) {
+    let size = event.header().size;
+    let limit = bounded(sock::payload_limit(state), PAYLOAD_BYTES_MAX as u32);
+    let wanted = if size < limit { size } else { limit };
+    let buffers = if !may_read {
+        event.header().flags |= flag::NO_BUFFER;
+        Buffers::None
+    } else if wanted == 0 {
+        Buffers::None
+    } else {
+        let buffers = buffers(tid);
+        if let Buffers::None = buffers {
+            event.header().flags |= flag::NO_BUFFER;
+        }
+        buffers
+    };
+    if !matches!(buffers, Buffers::None)
+        && let Some(scratch) = scratch()
+    {
+        let len = gather(scratch, buffers, wanted);
+        event.header().payload_len = len as u16;
+        let len = bounded(len, PAYLOAD_BYTES_MAX as u32);
+        // SAFETY: the fixed part ends where the payload starts, and both lie in the scratch buffer.
+        unsafe {
+            let fixed = (&raw mut (*scratch).fixed).cast::<u8>().add(size_of::<RecvEvent>() - size_of::<T>());
+            fixed.cast::<T>().write(event);
+            emit::output(fixed, size_of::<T>() as u64 + u64::from(len));
+        }
+        done(scratch);
+    } else {
+        emit::fixed(&event);
+    }
+}
+
 /// Buffers of the system call that the current thread is in.
 #[inline(always)]
-pub(crate) fn buffers(tid: u32) -> Buffers {
+fn buffers(tid: u32) -> Buffers {
     // SAFETY: takes nothing; the verifier knows the result's type.
     let task = unsafe { bpf_get_current_task_btf() };
     let flags: u32 = Typed(task as u64).load(config!(offsets.task_flags));
@@ -140,7 +197,7 @@ fn next_in_vector(tid: u32, vector: u64, count: u32) -> u32 {
 
 /// This CPU's gathering buffer, unless a program that this one interrupted is using it.
 #[inline(always)]
-pub(crate) fn scratch() -> Option<*mut Scratch> {
+fn scratch() -> Option<*mut Scratch> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: this CPU's slot; set back by `done`.
     unsafe {
@@ -155,14 +212,14 @@ pub(crate) fn scratch() -> Option<*mut Scratch> {
 
 /// Gives the buffer back.
 #[inline(always)]
-pub(crate) fn done(scratch: *mut Scratch) {
+fn done(scratch: *mut Scratch) {
     // SAFETY: this CPU's slot.
     unsafe { (*scratch).busy = 0 };
 }
 
 /// Copies up to `wanted` bytes of the call into the buffer; how many.
 #[inline(always)]
-pub(crate) fn gather(scratch: *mut Scratch, buffers: Buffers, wanted: u32) -> u32 {
+fn gather(scratch: *mut Scratch, buffers: Buffers, wanted: u32) -> u32 {
     match buffers {
         Buffers::None => 0,
         Buffers::One(base) => piece(scratch, 0, base, wanted),

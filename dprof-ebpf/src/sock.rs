@@ -221,9 +221,37 @@ pub(crate) fn prepare(sock: TcpSock, state: &mut SockState) {
     }
 }
 
+/// A socket whose data is wanted, in a thread whose data is wanted.
+pub(crate) struct Watched {
+    pub(crate) sock: TcpSock,
+    pub(crate) state: &'static mut SockState,
+    pub(crate) pid_tgid: u64,
+}
+
+/// What every hook on data does first: asks the filters, finds the socket's state, announces the socket.
+#[inline(always)]
+pub(crate) fn watched(sk: u64) -> Option<Watched> {
+    let pid_tgid = filter::thread_wanted()?;
+    let sock = TcpSock::new(sk)?;
+    let state = sock.state_ptr(true);
+    if state.is_null() {
+        emit::count(DropReason::NoSocketStorage);
+        return None;
+    }
+    // SAFETY: storage of this socket, which lives as long as the program; the programs' own races on it are harmless
+    // (see SockState).
+    let state = unsafe { &mut *state };
+    prepare(sock, state);
+    if state.flags & state::IGNORED != 0 {
+        return None;
+    }
+    announce(sock, state, pid_tgid);
+    Some(Watched { sock, state, pid_tgid })
+}
+
 /// Announces a socket in the context of the process that uses it.
 #[inline(always)]
-pub(crate) fn announce(sock: TcpSock, state: &mut SockState, pid_tgid: u64) {
+fn announce(sock: TcpSock, state: &mut SockState, pid_tgid: u64) {
     if state.flags & state::ANNOUNCED != 0 {
         return;
     }

@@ -68,7 +68,10 @@ impl Engine {
             tgid: (send.pid_tgid >> 32) as u32,
             tid: send.pid_tgid as u32,
             hook_ns: send.time_ns,
-            wire: Wire::Departed { unsent: if departed { send.unsent } else { send.header.size } },
+            wire: Wire::Departed {
+                unsent: if departed { send.unsent } else { send.header.size },
+                first_ns: 0,
+            },
             approximate: send.header.flags & flag::APPROXIMATE != 0,
         };
         self.call(send.sock, call, send.srtt_us, payload, out);
@@ -95,7 +98,7 @@ impl Engine {
     }
 
     /// One call: its place in the stream is found at once, or it waits with those that follow.
-    fn call(&mut self, cookie: u64, call: Call, srtt_us: u32, payload: &[u8], out: &mut Output) {
+    fn call(&mut self, cookie: u64, mut call: Call, srtt_us: u32, payload: &[u8], out: &mut Output) {
         let Some(mut socket) = self.sockets.remove(&cookie) else {
             self.counters.calls_without_socket += 1;
             return;
@@ -103,6 +106,12 @@ impl Engine {
         socket.last_used = self.counters.records;
         if srtt_us != 0 {
             socket.srtt_us = srtt_us;
+        }
+        if let Wire::Departed { first_ns, .. } = &mut call.wire
+            && let Some((start, time_ns)) = socket.departing.take()
+            && start == call.end_pos.wrapping_sub(u64::from(call.size))
+        {
+            *first_ns = time_ns;
         }
         if call.size == 0 {
             socket.arrivals.clear();

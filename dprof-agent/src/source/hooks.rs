@@ -61,6 +61,11 @@ pub const TP_BTF: &[Hook] = &[
     Hook { program: "on_send", attach: Attach::TpBtf("sock_send_length"), without: "" },
     Hook { program: "on_recv", attach: Attach::TpBtf("sock_recv_length"), without: "" },
     Hook {
+        program: "on_send_piece",
+        attach: Attach::TpBtf("tcp_sendmsg_locked"),
+        without: "the first departure of a call of several segments is approximate",
+    },
+    Hook {
         program: "on_arrival",
         attach: Attach::TpBtf("sk_data_ready"),
         without: "queue and network are shown as one",
@@ -181,8 +186,8 @@ mod tests {
     #[test]
     fn facts_decide() {
         let facts = Facts::default();
-        check(&facts, Ok(7));
-        check(&Facts { tracepoints_missing: vec!["sk_data_ready"], ..facts.clone() }, Ok(6));
+        check(&facts, Ok(8));
+        check(&Facts { tracepoints_missing: vec!["sk_data_ready"], ..facts.clone() }, Ok(7));
         check(
             &Facts { tracepoints_missing: vec!["sock_send_length"], ..facts.clone() },
             Err("sock_send_length"),

@@ -72,6 +72,10 @@ pub fn open(options: &KernelOptions) -> anyhow::Result<Box<dyn Source>> {
     drop(btf);
 
     let mut ebpf = load(&config, options.ring_bytes)?;
+    // The stream opens with a reading of the clocks: without one, no event has a wall-clock time.
+    let mut housekeeping = Housekeeping::default();
+    let mut builder = BlockBuilder::default();
+    housekeeping.append(read_clocks(), &[0; DropReason::COUNT], &mut builder);
     fill_filters(&mut ebpf, options, &netns)?;
     attach(&mut ebpf, &plan)?;
     for limit in &plan.limits {
@@ -89,8 +93,8 @@ pub fn open(options: &KernelOptions) -> anyhow::Result<Box<dyn Source>> {
         logger: if options.debug { Some(aya_log::EbpfLogger::init(&mut ebpf)?) } else { None },
         backend: plan.backend.name(),
         processes: ProcessTable::new(options.service_rules.clone()),
-        housekeeping: Housekeeping::default(),
-        builder: BlockBuilder::default(),
+        housekeeping,
+        builder,
         counters: SourceCounters::default(),
         drops_due_ns: 0,
         pause: PAUSE_MIN,
@@ -407,6 +411,7 @@ fn seen(record: &[u8]) -> Option<Seen<'_>> {
         ),
         EventKind::Close
         | EventKind::Arrivals
+        | EventKind::FirstDeparture
         | EventKind::Retransmit
         | EventKind::Listen
         | EventKind::Process

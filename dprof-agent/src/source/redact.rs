@@ -5,8 +5,8 @@
 use std::mem::size_of;
 
 use dprof_common::event::{
-    ArrivalsEvent, ClockEvent, CloseEvent, EventHeader, EventKind, ListenEvent, LostEvent, OpenEvent,
-    RecvEvent, RetransmitEvent, SendEvent, flag,
+    ArrivalsEvent, ClockEvent, CloseEvent, EventHeader, EventKind, FirstDepartureEvent, ListenEvent,
+    LostEvent, OpenEvent, RecvEvent, RetransmitEvent, SendEvent, flag,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -61,6 +61,7 @@ impl Redactor {
                 first(record, size_of::<ListenEvent>())
             }
             Some(EventKind::Arrivals) => first(record, size_of::<ArrivalsEvent>()),
+            Some(EventKind::FirstDeparture) => first(record, size_of::<FirstDepartureEvent>()),
             Some(EventKind::Retransmit) => first(record, size_of::<RetransmitEvent>()),
             Some(EventKind::Clock) => first(record, size_of::<ClockEvent>()),
             Some(EventKind::Lost) => first(record, size_of::<LostEvent>()),

@@ -40,6 +40,8 @@ pub(crate) enum Wire {
     Departed {
         /// Bytes at the end of the call without a departure.
         unsent: u32,
+        /// Departure of the first byte of a call of several segments; 0 = not told.
+        first_ns: u64,
     },
     /// Received; the arrivals of the first and the last byte, unless an arrivals record says more.
     Arrived {

@@ -188,7 +188,7 @@ mod tests {
     use crate::stream::Wire;
 
     fn call(direction: Direction, start: u64, end_pos: u64, size: u32) -> HeldCall {
-        let wire = Wire::Departed { unsent: 0 };
+        let wire = Wire::Departed { unsent: 0, first_ns: 0 };
         // The thread id names the call: its true start.
         let call = Call {
             direction,

@@ -108,6 +108,8 @@ pub(crate) struct Socket {
     /// Calls that wait for their place, and those after them.
     pub(crate) held: Vec<HeldCall>,
     pub(crate) timelines: [Timeline; 2],
+    /// Start and first departure of the next `Send`.
+    pub(crate) departing: Option<(u64, u64)>,
     /// Arrivals of the next `Recv`.
     pub(crate) arrivals: Vec<Arrival>,
     speech: Speech,
@@ -149,6 +151,7 @@ impl Socket {
             positions: Positions::new(next),
             held: Vec::new(),
             timelines: [Timeline::default(), Timeline::default()],
+            departing: None,
             arrivals: Vec::new(),
             speech: Speech::Detecting(Heads::new(role == Role::Unknown)),
             pairing: Pairing::default(),

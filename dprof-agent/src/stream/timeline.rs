@@ -71,9 +71,14 @@ impl Timeline {
         let (call, end) = (&chunk.call, chunk.end());
         self.calls.push_back(CallMark { end, hook_ns: call.hook_ns, tgid: call.tgid, tid: call.tid });
         match call.wire {
-            Wire::Departed { unsent } => {
+            Wire::Departed { unsent, first_ns } => {
                 let departed = end.saturating_sub(u64::from(unsent)).max(chunk.start);
-                if chunk.size > SEGMENT_BYTES_MAX && departed > chunk.start + 1 {
+                // Between the first byte and the last, the last's is an upper bound.
+                let is_long = first_ns != 0 || chunk.size > SEGMENT_BYTES_MAX;
+                if first_ns != 0 && departed > chunk.start + 1 {
+                    self.mark(chunk.start + 1, first_ns.min(call.hook_ns), false);
+                }
+                if is_long && departed > chunk.start + 1 {
                     self.mark(departed - 1, call.hook_ns, true);
                 }
                 if departed > chunk.start {
@@ -214,7 +219,7 @@ mod tests {
         timeline
     }
 
-    const ALL: Wire = Wire::Departed { unsent: 0 };
+    const ALL: Wire = Wire::Departed { unsent: 0, first_ns: 0 };
 
     #[test]
     fn a_byte_belongs_to_the_call_that_moved_it() {
@@ -227,16 +232,26 @@ mod tests {
 
     #[test]
     fn unsent_bytes_have_no_departure() {
-        let wire = Wire::Departed { unsent: 2 };
+        let wire = Wire::Departed { unsent: 2, first_ns: 0 };
         check(&[(0, 5, 10, wire)], &[], &[(2, 10, false, 10), (3, 0, false, 10), (4, 0, false, 10)]);
         // None of this call departed, and neither did the end of the call before.
-        check(&[(0, 5, 10, Wire::Departed { unsent: 9 })], &[], &[(0, 0, false, 10)]);
+        check(&[(0, 5, 10, Wire::Departed { unsent: 9, first_ns: 0 })], &[], &[(0, 0, false, 10)]);
     }
 
     #[test]
     fn the_first_byte_of_a_large_call_is_approximate_and_its_last_is_not() {
         check(&[(0, 65_537, 10, ALL)], &[], &[(0, 10, true, 10), (65_536, 10, false, 10)]);
         check(&[(0, 65_536, 10, ALL)], &[], &[(0, 10, false, 10)]);
+    }
+
+    #[test]
+    fn a_told_first_departure_is_exact_and_what_lies_between_is_an_upper_bound() {
+        let wire = Wire::Departed { unsent: 0, first_ns: 4 };
+        check(&[(0, 1000, 10, wire)], &[], &[(0, 4, false, 10), (1, 10, true, 10), (999, 10, false, 10)]);
+        let wire = Wire::Departed { unsent: 990, first_ns: 4 };
+        check(&[(0, 1000, 10, wire)], &[], &[(0, 4, false, 10), (9, 10, false, 10), (10, 0, false, 10)]);
+        // Later than the last departure it can't be.
+        check(&[(0, 9, 3, wire)], &[], &[(0, 0, false, 3)]);
     }
 
     #[test]

@@ -3,12 +3,11 @@
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use dprof_common::event::{Arrival, ArrivalsEvent, EventHeader, EventKind, RecvEvent, flag};
-use dprof_common::limits::{ARRIVALS_MAX, PAYLOAD_BYTES_MAX};
+use dprof_common::limits::ARRIVALS_MAX;
 
 use crate::maps::{EVENTS, SockState, state};
-use crate::payload::{self, Buffers};
-use crate::sock::{self, TcpSock, segment_idx};
-use crate::{emit, filter};
+use crate::sock::{self, TcpSock, Watched, segment_idx};
+use crate::{emit, payload};
 
 const MSG_OOB: i32 = 0x1;
 const MSG_PEEK: i32 = 0x2;
@@ -58,21 +57,7 @@ fn splice(sk: u64) -> Option<()> {
 
 #[inline(always)]
 fn recv(sk: u64, size: u32, may_read: bool) -> Option<()> {
-    let pid_tgid = filter::thread_wanted()?;
-    let sock = TcpSock::new(sk)?;
-    let state = sock.state_ptr(true);
-    if state.is_null() {
-        emit::count(dprof_common::drop_reason::DropReason::NoSocketStorage);
-        return None;
-    }
-    // SAFETY: storage of this socket; the programs' own races on it are harmless (see SockState).
-    let state = unsafe { &mut *state };
-    sock::prepare(sock, state);
-    if state.flags & state::IGNORED != 0 {
-        return None;
-    }
-    sock::announce(sock, state, pid_tgid);
-
+    let Watched { sock, state, pid_tgid } = sock::watched(sk)?;
     let copied_seq = sock.copied_seq();
     let end_pos = sock.recv_pos(state);
     state.reported_seq = copied_seq;
@@ -86,30 +71,7 @@ fn recv(sk: u64, size: u32, may_read: bool) -> Option<()> {
         arrived_last_ns: 0,
     };
     take_arrivals(state, copied_seq, &mut event);
-
-    let limit = payload::bounded(sock::payload_limit(state), PAYLOAD_BYTES_MAX as u32);
-    let wanted = if size < limit { size } else { limit };
-    if wanted != 0 && may_read {
-        let buffers = payload::buffers(pid_tgid as u32);
-        if let Buffers::None = buffers {
-            event.header.flags |= flag::NO_BUFFER;
-        } else if let Some(scratch) = payload::scratch() {
-            let len = payload::gather(scratch, buffers, wanted);
-            event.header.payload_len = len as u16;
-            let len = payload::bounded(len, PAYLOAD_BYTES_MAX as u32);
-            // SAFETY: the fixed part ends where the payload starts, and both lie in the scratch buffer.
-            unsafe {
-                let fixed = (&raw mut (*scratch).fixed).cast::<u8>();
-                fixed.cast::<RecvEvent>().write(event);
-                emit::output(fixed, size_of::<RecvEvent>() as u64 + u64::from(len));
-            }
-            payload::done(scratch);
-            return None;
-        }
-    } else if !may_read {
-        event.header.flags |= flag::NO_BUFFER;
-    }
-    emit::fixed(&event);
+    payload::emit(event, state, pid_tgid as u32, may_read);
     None
 }
 

@@ -2,8 +2,8 @@
 
 use bytemuck::bytes_of;
 use dprof_common::event::{
-    Arrival, ArrivalsEvent, ClockEvent, CloseEvent, EventHeader, EventKind, LostEvent, OpenEvent, RecvEvent,
-    RetransmitEvent, SendEvent,
+    Arrival, ArrivalsEvent, ClockEvent, CloseEvent, EventHeader, EventKind, FirstDepartureEvent, LostEvent,
+    OpenEvent, RecvEvent, RetransmitEvent, SendEvent,
 };
 use dprof_common::limits::ARRIVALS_MAX;
 use proptest::collection::vec;
@@ -107,6 +107,10 @@ fn record_bytes() -> impl Strategy<Value = Vec<u8>> {
                 *arrival = Arrival { end_pos, time_ns };
             }
             bytes_of(&ArrivalsEvent { header: header(EventKind::Arrivals, 0, 0, a as u32), sock, arrivals }).to_vec()
+        }),
+        1 => common.clone().prop_map(move |(sock, _, a, b, ..)| {
+            let header = header(EventKind::FirstDeparture, 0, 0, 0);
+            bytes_of(&FirstDepartureEvent { header, sock, start_pos: a, time_ns: b }).to_vec()
         }),
         1 => common.clone().prop_map(move |(sock, flags, a, b, c, _)| {
             let event = CloseEvent {

@@ -10,7 +10,7 @@
 //! ```
 //! Options of `open`: `th=PID/TID`, `at=OUT/IN` (bytes gone before), `connect=US`. Of `send` and `recv`: `th=`,
 //! `size=N` (the text is the first bytes of N), `pay=N` (captured bytes), `end=POS` (position read by the hook;
-//! the stage's own goes on by size), `unsent=N`, `arr=US` or `arr=FIRST,LAST`, `noarr`, `seg=END:US,…`, `approx`,
+//! the stage's own goes on by size), `unsent=N`, `arr=US` or `arr=FIRST,LAST`, `noarr`, `seg=END:US,…`, `first=US`, `approx`,
 //! `lost` (the bytes flow, the event does not come). Positions in scripts are those of the wire, without SYN.
 //!
 //! Every script runs with its records cut into blocks in three ways; all must give the same text.
@@ -22,8 +22,8 @@ use std::sync::Arc;
 
 use bytemuck::bytes_of;
 use dprof_common::event::{
-    Arrival, ArrivalsEvent, ClockEvent, CloseEvent, EventHeader, EventKind, ListenEvent, LostEvent,
-    OpenEvent, RecvEvent, RetransmitEvent, SendEvent, flag,
+    Arrival, ArrivalsEvent, ClockEvent, CloseEvent, EventHeader, EventKind, FirstDepartureEvent, ListenEvent,
+    LostEvent, OpenEvent, RecvEvent, RetransmitEvent, SendEvent, flag,
 };
 use dprof_common::flow::Flow;
 use dprof_common::limits::ARRIVALS_MAX;
@@ -229,7 +229,7 @@ impl Stage {
     fn call(&mut self, time_ns: u64, name: &str, is_send: bool, text: &str, options: &[&str]) {
         let socket = self.sockets.get_mut(name).unwrap_or_else(|| panic!("socket {name} is not open"));
         let (mut size, mut pay, mut end, mut lost) = (text.len() as u64, text.len(), None, false);
-        let (mut unsent, mut pid_tgid, mut flags) = (0, socket.pid_tgid, 0);
+        let (mut unsent, mut pid_tgid, mut flags, mut departing_ns) = (0, socket.pid_tgid, 0, 0);
         let (mut first_ns, mut last_ns, mut segments) = (time_ns - 1000, time_ns - 1000, Vec::new());
         for option in options {
             match option.split_once('=').unwrap_or((option, "")) {
@@ -255,6 +255,7 @@ impl Stage {
                     first_ns = segments[0].time_ns;
                     last_ns = segments[segments.len() - 1].time_ns;
                 }
+                ("first", time) => departing_ns = us(time),
                 ("approx", _) => flags |= flag::APPROXIMATE,
                 ("lost", _) => lost = true,
                 _ => panic!("'{option}' is no option of a call"),
@@ -270,6 +271,12 @@ impl Stage {
         let payload = &text.as_bytes()[..pay.min(text.len())];
         if is_send {
             flags |= if unsent == 0 { flag::DEPARTED } else { 0 };
+            if departing_ns != 0 {
+                let header = header(EventKind::FirstDeparture, 0, 0, 0);
+                let start_pos = end + syn - size;
+                let event = FirstDepartureEvent { header, sock, start_pos, time_ns: departing_ns };
+                self.record(&[bytes_of(&event)]);
+            }
             let event = SendEvent {
                 header: header(EventKind::Send, flags, payload.len(), size as u32),
                 sock,

@@ -55,6 +55,17 @@ fn bytes_that_have_not_departed_have_no_departure() {
 }
 
 #[test]
+fn a_large_send_starts_when_its_first_segment_left() {
+    let run = check(
+        &format!("{PAIR}\n 90 c send Q67108864:set pay=13 size=67108874 first=10\n 99 c recv A1:x"),
+        "set ok c=10..99 edge",
+    );
+    let times = half(&run, "set", "c").times;
+    assert_eq!(times.request_first_ns.map(script_us), Some(10));
+    assert_eq!(times.request_last_ns.map(script_us), Some(90));
+}
+
+#[test]
 fn unknown_arrivals_are_none_and_the_read_starts_the_half() {
     let run = check(&format!("{PAIR}\n 10 s recv Q3:get noarr\n 20 s send A1:x"), "get ok s=10..20 edge");
     let times = half(&run, "get", "s").times;
