@@ -13,6 +13,7 @@ pub mod decode;
 pub mod doctor;
 pub mod engine;
 pub mod link;
+pub mod memory;
 pub mod pipeline;
 pub mod protocol;
 pub mod queue;

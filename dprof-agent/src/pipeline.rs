@@ -17,6 +17,7 @@ use dprof_store::{Batch, StoreError, Writer};
 use crate::batch::Batcher;
 use crate::clock::{monotonic_ns, read_clocks};
 use crate::engine::{Engine, EngineCounters, OpenRequest, Output};
+use crate::memory::give_back;
 use crate::queue::{Popped, Receiver, Sender, queue};
 use crate::report::merge;
 use crate::source::{Block, Source, SourceCounters};
@@ -24,8 +25,9 @@ use crate::source::{Block, Source, SourceCounters};
 /// Bytes of events between source and engine. A burst of 200,000 pipelined commands in a quarter of a second has
 /// 21 MB of events, faster than an engine that shares two cores with them; in steady state next to nothing waits.
 const EVENTS_BYTES_MAX: usize = 32 << 20;
-/// Spans between engine and writer: a second of 20,000 spans/s.
-const SPANS_WAITING_MAX: usize = 20_000;
+/// Spans between engine and writer, a kilobyte each: half a second of 20,000 spans/s. While more come, events wait,
+/// which are a tenth of the size.
+const SPANS_WAITING_MAX: usize = 10_000;
 /// How often the engine looks whether the store has taken a batch.
 const STORE_WAIT: Duration = Duration::from_millis(2);
 /// How long the source is drained after the stop at most: a full ring of the default size takes a tenth.
@@ -39,6 +41,9 @@ const ROLLUPS_KEPT_MAX: usize = 10_000;
 const MAINTAIN_EVERY_NS: u64 = 1_000_000_000;
 /// Nice value of the source's thread: it does little, and what it does late is lost.
 const SOURCE_NICE: i32 = -10;
+
+/// Bytes of events after which free memory is given back at the next pause: a burst is over then.
+const BURST_BYTES: usize = 8 << 20;
 
 /// A question to the running engine.
 #[derive(Debug)]
@@ -249,11 +254,19 @@ impl EngineTask {
         let mut out = Output::default();
         let mut batcher = Batcher::default();
         let mut kept = Vec::new();
+        let mut since_pause = 0;
         loop {
             let popped = self.events.pop(WAIT);
             match &popped {
-                Popped::Item(block) => self.engine.push(block, &mut out),
-                Popped::Nothing => {}
+                Popped::Item(block) => {
+                    since_pause += block.0.len();
+                    self.engine.push(block, &mut out);
+                }
+                Popped::Nothing => {
+                    if std::mem::take(&mut since_pause) >= BURST_BYTES {
+                        give_back();
+                    }
+                }
                 Popped::End => self.engine.finish(&mut out),
             }
             for limit in out.payload_limits.drain(..) {
@@ -304,7 +317,7 @@ impl EngineTask {
             return;
         }
         let mut batch = batch;
-        while self.events.weight() < EVENTS_BYTES_MAX / 2 {
+        while self.events.weight() < EVENTS_BYTES_MAX / 8 * 7 {
             match batches.push_or_refuse(batch, weight) {
                 Ok(()) => return,
                 Err(refused) => batch = refused,

@@ -51,9 +51,10 @@ pub(crate) static SOCKETS: SkStorage<SockState> = SkStorage::new();
 #[btf_map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-/// Payload limits that the agent wants, by socket cookie. Asked again only after [`LIMITS_GENERATION`] moved.
+/// Payload limits that the agent wants, by socket cookie: as many as the connections it remembers. Asked again only
+/// after [`LIMITS_GENERATION`] moved.
 #[btf_map]
-pub(crate) static LIMITS: LruHashMap<u64, u32, 65536> = LruHashMap::new();
+pub(crate) static LIMITS: LruHashMap<u64, u32, 16384> = LruHashMap::new();
 
 /// Counts the agent's changes to [`LIMITS`].
 #[btf_map]

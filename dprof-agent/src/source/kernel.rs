@@ -29,6 +29,7 @@ use super::process::{ProcessTable, Seen};
 use super::record::Housekeeping;
 use super::{Block, BlockBuilder, Source, SourceCounters};
 use crate::clock::{monotonic_ns, read_clocks};
+use crate::memory::give_back;
 
 /// A block is handed on when it holds this much, bytes: a few milliseconds of full load, small beside the queue.
 const BLOCK_BYTES: usize = 128 * 1024;
@@ -70,7 +71,6 @@ pub fn open(options: &KernelOptions) -> anyhow::Result<Box<dyn Source>> {
     let netns = netns_inodes(&options.netns)?;
     let config = config(options, &btf)?;
     drop(btf);
-
     let mut ebpf = load(&config, options.ring_bytes)?;
     // The stream opens with a reading of the clocks: without one, no event has a wall-clock time.
     let mut housekeeping = Housekeeping::default();
@@ -78,6 +78,8 @@ pub fn open(options: &KernelOptions) -> anyhow::Result<Box<dyn Source>> {
     housekeeping.append(read_clocks(), &[0; DropReason::COUNT], &mut builder);
     fill_filters(&mut ebpf, options, &netns)?;
     attach(&mut ebpf, &plan)?;
+    // The kernel's type information was in memory until now.
+    give_back();
     for limit in &plan.limits {
         log::warn!("{limit}");
     }

@@ -1,6 +1,7 @@
 //! What the live tests share: who may run, a folder, an agent, and its spans.
 
 pub(crate) mod exchange;
+pub(crate) mod memory;
 pub(crate) mod resp;
 pub(crate) mod socket;
 

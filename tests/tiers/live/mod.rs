@@ -7,5 +7,6 @@ mod families;
 mod hostile;
 mod http;
 mod lifecycle;
+mod rate;
 mod replay;
 mod split;
