@@ -56,7 +56,8 @@ fn paced(pairs: &[(TcpStream, TcpStream)]) -> Result<Duration> {
     let mut buffer = vec![0; ask.len().max(answer.len())];
     let started = clock::now();
     for n in 0..RPCS {
-        let (mut client, mut server) = (&pairs[n as usize % pairs.len()].0, &pairs[n as usize % pairs.len()].1);
+        let (mut client, mut server) =
+            (&pairs[n as usize % pairs.len()].0, &pairs[n as usize % pairs.len()].1);
         client.write_all(&ask)?;
         server.read_exact(&mut buffer[..ask.len()])?;
         server.write_all(answer)?;
