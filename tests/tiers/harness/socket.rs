@@ -159,6 +159,32 @@ pub(crate) fn sendfile(socket: &TcpStream, file: &impl AsRawFd, length: usize) -
     Ok(())
 }
 
+/// Moves bytes by `io_uring`, one entry at a time, until all of `buffer` is sent or filled.
+pub(crate) fn by_io_uring(socket: &TcpStream, buffer: &mut [u8], is_send: bool) -> io::Result<()> {
+    let mut ring = io_uring::IoUring::new(2)?;
+    let fd = io_uring::types::Fd(socket.as_raw_fd());
+    let mut done = 0;
+    while done < buffer.len() {
+        let rest = &mut buffer[done..];
+        let length = rest.len() as u32;
+        let entry = if is_send {
+            io_uring::opcode::Send::new(fd, rest.as_ptr(), length).build()
+        } else {
+            io_uring::opcode::Recv::new(fd, rest.as_mut_ptr(), length).build()
+        };
+        // SAFETY: the buffer lives until the entry is complete, which is waited for.
+        unsafe { ring.submission().push(&entry) }.map_err(io::Error::other)?;
+        ring.submit_and_wait(1)?;
+        let result = ring.completion().next().ok_or(io::ErrorKind::UnexpectedEof)?.result();
+        match usize::try_from(result) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(moved) => done += moved,
+            Err(_) => return Err(io::Error::from_raw_os_error(-result)),
+        }
+    }
+    Ok(())
+}
+
 /// Three pieces of unequal length.
 fn pieces(start: *mut libc::c_void, length: usize) -> [libc::iovec; 3] {
     let cuts = [0, length / 5, length / 2, length];

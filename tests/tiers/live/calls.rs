@@ -97,6 +97,48 @@ fn bytes_by_sendfile_and_splice_are_counted_exactly() -> Result<()> {
     Ok(())
 }
 
+/// Neither does `io_uring`, whose work may run at the exit of any call: its ranges are exact, and what it moves is not
+/// taken from another call's buffers.
+#[test]
+fn bytes_by_io_uring_are_counted_exactly() -> Result<()> {
+    const BYTES: usize = 100_000;
+    let Some(live) = Live::begin()? else { return Ok(()) };
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let agent = live.agent_on(listener.local_addr()?.port())?;
+    let (client, server) = pair(&listener)?;
+    let (get, after) = (command(&["GET", "by-io-uring"]), command(&["GET", "after-it"]));
+    let head = format!("${BYTES}\r\n").into_bytes();
+    thread::scope(|scope| {
+        let served = scope.spawn(|| -> Result<()> {
+            read(&server, get.len())?;
+            (&server).write_all(&head)?;
+            socket::by_io_uring(&server, &mut vec![b'x'; BYTES], true)?;
+            (&server).write_all(b"\r\n")?;
+            read(&server, after.len())?;
+            (&server).write_all(b"$-1\r\n")?;
+            Ok(())
+        });
+        (&client).write_all(&get)?;
+        read(&client, head.len())?;
+        socket::by_io_uring(&client, &mut vec![0; BYTES], false)?;
+        read(&client, 2)?;
+        (&client).write_all(&after)?;
+        read(&client, 5)?;
+        served.join().map_err(|_| anyhow!("the server panicked"))?
+    })?;
+    let (spans, ended) = finish(agent)?;
+    assert_eq!(spans.len(), 2, "{:?}\n{}", texts(&spans), ended.stderr);
+    for (word, request, response) in [("by-io-uring", &get, head.len() + BYTES + 2), ("after-it", &after, 5)] {
+        for half in [&only(&spans, word).client, &only(&spans, word).server] {
+            let half = half.as_ref().ok_or_else(|| anyhow!("{word}: one half is missing"))?;
+            let bytes = (half.request_bytes, half.response_bytes);
+            assert_eq!(bytes, (request.len() as u64, response as u64), "{word}\n{}", ended.stderr);
+        }
+    }
+    check_order(&spans);
+    Ok(())
+}
+
 /// Sends `length` bytes by `splice` out of a pipe that is filled as it empties.
 fn fill(
     to: &std::net::TcpStream,
