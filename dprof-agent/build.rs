@@ -13,11 +13,14 @@ fn main() -> io::Result<()> {
     // missing, and the agent would be compiled anew each time.
     fs::create_dir_all(&folder)?;
     println!("cargo::rerun-if-changed={}", folder.display());
-    let object = match fs::read(folder.join("dprof-ebpf.o")) {
-        Ok(object) => object,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error),
-    };
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-    fs::write(out.join("dprof-ebpf.o"), object)
+    for name in ["dprof-ebpf.o", "dprof-ebpf-perf.o"] {
+        let object = match fs::read(folder.join(name)) {
+            Ok(object) => object,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        fs::write(out.join(name), object)?;
+    }
+    Ok(())
 }

@@ -3,16 +3,26 @@
 //! What a reader would get wrong: an option on the command line wins over the configuration file, which wins
 //! over the default; lists are not joined. Nothing after this module asks where a value came from.
 
+pub(crate) mod kept;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
+use dprof_common::limits::RING_BYTES_DEFAULT;
+use dprof_common::model::EvidenceKind;
+use dprof_common::units::{parse_bytes, parse_duration, parse_signed_duration};
 use dprof_store::{DEFAULT_STORE, Retention, StoreUrl};
 
+use self::kept::KeptArgs;
 use crate::config::{self, Config};
+use crate::deliver::SpoolOptions;
+use crate::link::{EvidenceSet, LinkOptions};
+use crate::protocol::capture::Capture;
+use crate::source::hooks::{Backend, Events};
 use crate::source::options::{KernelOptions, PAYLOAD_LIMIT_DEFAULT};
-use crate::units::{parse_bytes, parse_duration_ns, parse_signed_duration_ns};
-use dprof_common::limits::RING_BYTES_DEFAULT;
+use crate::source::plan::Wish;
+use crate::source::window::{DutyCycle, WINDOW_NS, WINDOW_NS_DEFAULT, parse_ratio};
 
 /// Everything went well.
 pub const EXIT_OK: u8 = 0;
@@ -72,9 +82,12 @@ enum SubCommand {
 
 #[derive(Debug, clap::Args)]
 struct RunArgs {
-    /// Where spans go: sqlite:DIR [default: sqlite:/var/lib/dprof; none with --summary alone]
+    /// Where spans go: sqlite:DIR or cassandra://host1,host2/keyspace [default: sqlite:/var/lib/dprof; none with --summary alone]
     #[arg(long, value_name = "URL")]
     store: Option<String>,
+    /// Where spans wait while Cassandra is away [default: /var/lib/dprof/spool, at most 1GiB]
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
     /// Name of this host in spans [default: the host name]
     #[arg(long, value_name = "NAME")]
     host: Option<String>,
@@ -96,29 +109,50 @@ struct RunArgs {
     /// Also make spans of unknown protocols, by change of direction, named by port
     #[arg(long)]
     unknown: bool,
+    /// Kinds of evidence that links may stand on: explicit_id, stream_relay, relayed_content, order, same_thread
+    /// [default: all]
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    evidence: Vec<String>,
+    /// Leave out links less sure than this, 0 to 1; above 0 also those that are uncalibrated [default: 0]
+    #[arg(long, value_name = "P")]
+    min_confidence: Option<f32>,
     /// Give a request up as `timeout` after this long [default: 60s]
     #[arg(long, value_name = "DURATION")]
     max_open: Option<String>,
     /// Size of the event ring, a power of two [default: 4MiB]
     #[arg(long, value_name = "SIZE")]
     ring_bytes: Option<String>,
+    /// Capture this way only: tp_btf, fentry or kprobe [default: the first that this kernel has]
+    #[arg(long, value_name = "NAME", value_parser = backend)]
+    backend: Option<Backend>,
+    /// Take events this way only: ring or perf [default: ring, or perf where the kernel has no ring buffer]
+    #[arg(long, value_name = "NAME", value_parser = events)]
+    events: Option<Events>,
+    /// Capture only this part of the time, such as 1/16, in windows of the wall clock [default: 1]
+    #[arg(long, value_name = "PART")]
+    duty_cycle: Option<String>,
+    /// Length of a capture window [default: 500ms]
+    #[arg(long, value_name = "DURATION")]
+    window: Option<String>,
+    /// No other host is watched: a duty cycle below 1 needs no synchronised clock
+    #[arg(long)]
+    alone: bool,
     /// Stop after this long
     #[arg(long = "for", value_name = "DURATION")]
     run_for: Option<String>,
     /// Print a table of services and operations at the end; without --store nothing is stored
     #[arg(long)]
     summary: bool,
-    /// Also write the raw events to this file (it holds payload; mode 0600)
-    #[arg(long, value_name = "FILE")]
-    record: Option<PathBuf>,
-    /// Replace values by filler in the recording; keys, commands and sizes stay
-    #[arg(long, requires = "record")]
-    record_redacted: bool,
+    #[command(flatten)]
+    kept: KeptArgs,
     /// Read events from a recording instead of the kernel
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["ports", "pids", "cgroups", "netns", "ring_bytes", "debug_kernel"]
+        conflicts_with_all = [
+            "ports", "pids", "cgroups", "netns", "ring_bytes", "backend", "events", "debug_kernel", "duty_cycle", "window",
+            "alone"
+        ]
     )]
     replay: Option<PathBuf>,
     /// Configuration file [default: /etc/dprof/agent.toml if it exists]
@@ -153,7 +187,7 @@ pub enum Command {
 }
 
 /// Where events come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Input {
     /// This machine's kernel.
     Kernel(KernelOptions),
@@ -192,12 +226,16 @@ pub struct Options {
     pub store: Option<StoreUrl>,
     /// Limits of the store.
     pub retention: Retention,
+    /// Where spans wait while a store that can be away is.
+    pub spool: SpoolOptions,
     /// Host name in spans; `None`: the machine's, or the recording's.
     pub host: Option<String>,
     /// Labels of the host; with a replay they are added to the recording's.
     pub labels: BTreeMap<String, String>,
     /// Spans of unknown protocols.
     pub unknown: bool,
+    /// Which links are made.
+    pub link: LinkOptions,
     /// Age at which an open request is given up, nanoseconds.
     pub max_open_ns: u64,
     /// Engine limits.
@@ -208,6 +246,8 @@ pub struct Options {
     pub summary: bool,
     /// Write the raw events.
     pub record: Option<RecordOptions>,
+    /// What of keys and values is kept.
+    pub capture: Capture,
     /// Added to every wall-clock time, nanoseconds.
     pub clock_offset_ns: i64,
     /// Rate error of the wall clock, parts per million.
@@ -266,7 +306,7 @@ fn options(args: RunArgs, config: Config, warnings: Vec<String>) -> Result<Optio
         None => config.max_open_ns.unwrap_or(MAX_OPEN_NS_DEFAULT),
     };
     let clock_offset_ns = match &args.clock_offset {
-        Some(text) => option("--clock-offset", parse_signed_duration_ns(text))?,
+        Some(text) => option("--clock-offset", parse_signed_duration(text))?,
         None => 0,
     };
     if clock_offset_ns.abs() > CLOCK_OFFSET_NS_MAX {
@@ -295,24 +335,32 @@ fn options(args: RunArgs, config: Config, warnings: Vec<String>) -> Result<Optio
         (None, Some(_)) => None,
         (None, None) => Some(config.socket.unwrap_or_else(|| SOCKET_DEFAULT.into())),
     };
-    let input = match args.replay.clone() {
-        Some(path) => Input::Replay(path),
-        None => {
-            Input::Kernel(kernel_options(&args, &config.filters, config.ring_bytes, config.service_rules)?)
-        }
+    let input = if let Some(path) = args.replay.clone() {
+        Input::Replay(path)
+    } else {
+        let duty_cycle = duty_cycle(&args, &config.capture)?;
+        let options =
+            kernel_options(&args, &config.filters, config.ring_bytes, duty_cycle, config.service_rules)?;
+        Input::Kernel(options)
     };
     Ok(Options {
         input,
         store,
         retention: config.retention,
+        spool: SpoolOptions {
+            dir: args.spool.unwrap_or(config.spool.dir),
+            bytes_max: config.spool.bytes_max,
+        },
         host,
         labels,
         unknown: args.unknown || config.unknown,
+        link: link_options(&args.evidence, args.min_confidence)?,
         max_open_ns,
         limits: config.limits,
         run_for_ns,
         summary: args.summary,
-        record: args.record.map(|path| RecordOptions { path, redacted: args.record_redacted }),
+        capture: args.kept.capture(config.capture.kept)?,
+        record: args.kept.into_record(),
         clock_offset_ns,
         clock_drift_ppm,
         socket,
@@ -321,10 +369,27 @@ fn options(args: RunArgs, config: Config, warnings: Vec<String>) -> Result<Optio
     })
 }
 
+fn link_options(evidence: &[String], min_confidence: Option<f32>) -> Result<LinkOptions, String> {
+    let mut options = LinkOptions::default();
+    if !evidence.is_empty() {
+        let kinds: Vec<EvidenceKind> =
+            evidence.iter().map(|name| option("--evidence", name.parse())).collect::<Result<_, _>>()?;
+        options.evidence = EvidenceSet::of(&kinds);
+    }
+    if let Some(min) = min_confidence {
+        if !(0.0..=1.0).contains(&min) {
+            return Err("--min-confidence: give a number from 0 to 1".to_owned());
+        }
+        options.min_confidence = min;
+    }
+    Ok(options)
+}
+
 fn kernel_options(
     args: &RunArgs,
     filters: &config::Filters,
     ring_bytes: Option<u32>,
+    duty_cycle: DutyCycle,
     service_rules: Vec<crate::source::process::ServiceRule>,
 ) -> Result<KernelOptions, String> {
     let ports = match args.ports.as_slice() {
@@ -343,9 +408,31 @@ fn kernel_options(
         cgroups: cgroups.iter().map(|path| find_cgroup(path)).collect::<Result<_, _>>()?,
         netns: netns.iter().map(|name| find_netns(name)).collect::<Result<_, _>>()?,
         ring_bytes,
+        wish: Wish { backend: args.backend, events: args.events },
         debug: args.debug_kernel,
         payload_limit: PAYLOAD_LIMIT_DEFAULT,
+        duty_cycle,
         service_rules,
+    })
+}
+
+fn backend(name: &str) -> Result<Backend, String> {
+    Backend::from_name(name).ok_or_else(|| "one of tp_btf, fentry, kprobe is wanted".to_owned())
+}
+
+fn events(name: &str) -> Result<Events, String> {
+    Events::from_name(name).ok_or_else(|| "one of ring, perf is wanted".to_owned())
+}
+
+fn duty_cycle(args: &RunArgs, config: &config::Capture) -> Result<DutyCycle, String> {
+    let ratio =
+        args.duty_cycle.as_deref().map(|text| option("--duty-cycle", parse_ratio(text))).transpose()?;
+    let window_ns =
+        args.window.as_deref().map(|text| duration_in("--window", text, WINDOW_NS)).transpose()?;
+    Ok(DutyCycle {
+        ratio: ratio.or(config.ratio).unwrap_or(1.0),
+        window_ns: window_ns.or(config.window_ns).unwrap_or(WINDOW_NS_DEFAULT),
+        alone: args.alone || config.alone,
     })
 }
 
@@ -354,7 +441,7 @@ fn option<T, E: std::fmt::Display>(name: &str, result: Result<T, E>) -> Result<T
 }
 
 fn duration_in(name: &str, text: &str, (min, max): (u64, u64)) -> Result<u64, String> {
-    let ns = option(name, parse_duration_ns(text))?;
+    let ns = option(name, parse_duration(text))?;
     check_duration_in(name, ns, (min, max))
 }
 
@@ -549,6 +636,24 @@ mod tests {
         assert_eq!(options.record, Some(RecordOptions { path: "s".into(), redacted: true }));
         check_error("--replay r --port 1", "cannot be used with");
         check_error("--record-redacted", "--record");
+        check_error("--record-payload", "--record");
+        check_error("--record r --record-redacted --record-payload", "cannot be used with");
+    }
+
+    #[test]
+    fn values_and_secrets_are_kept_only_on_demand() {
+        use crate::protocol::capture::KeyCapture;
+        let of = |line: &str| parse_run(line).expect(line);
+        let redacted = |line: &str| of(line).record.expect("a recording").redacted;
+        assert!(redacted("--record r"));
+        assert!(!redacted("--record r --record-payload"));
+        assert_eq!(of("").capture, Capture::default());
+        let capture = of("--capture-values --capture-keys hash").capture;
+        assert_eq!(capture, Capture { values: true, keys: KeyCapture::Hash });
+        check_error(
+            "--capture-keys none",
+            "--capture-keys: 'none' is no way to keep keys: give plain or hash",
+        );
     }
 
     #[test]

@@ -74,6 +74,7 @@ mod tests {
                 trace_id: span_id.as_root_trace(),
                 span_id,
                 link: None,
+                further_links: Vec::new(),
                 root: None,
                 flags: SpanFlags::default(),
                 probability: 1.0,

@@ -19,6 +19,14 @@ pub struct ClockReading {
     pub unix_ns: u64,
 }
 
+impl ClockReading {
+    /// What both clocks would have said this much earlier.
+    #[must_use]
+    pub const fn before(self, ns: u64) -> Self {
+        Self { monotonic_ns: self.monotonic_ns.saturating_sub(ns), unix_ns: self.unix_ns.saturating_sub(ns) }
+    }
+}
+
 /// Reads both clocks together: the wall clock between two readings of the monotonic one, the tightest of a few
 /// tries.
 pub fn read_clocks() -> ClockReading {
@@ -40,6 +48,16 @@ pub fn read_clocks() -> ClockReading {
 /// `CLOCK_MONOTONIC`, nanoseconds.
 pub fn monotonic_ns() -> u64 {
     clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+/// How far the wall clock may be from the true time, nanoseconds; `None` when nothing keeps it synchronised.
+pub fn wall_clock_error_ns() -> Option<u64> {
+    // SAFETY: a struct of plain integers, for which zeros are a value: "change nothing".
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: `timex` is a valid, writable struct for the duration of the call.
+    let state = unsafe { libc::adjtimex(&raw mut timex) };
+    let is_synchronised = state >= 0 && state != libc::TIME_ERROR && timex.status & libc::STA_UNSYNC == 0;
+    is_synchronised.then(|| u64::try_from(timex.maxerror).unwrap_or(0).saturating_mul(1000))
 }
 
 /// CPU time that this process has used, user and system.

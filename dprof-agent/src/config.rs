@@ -3,15 +3,20 @@
 //! What a reader would get wrong: a wrong value refuses the file (the agent does not start with half of what
 //! was meant), an unknown key only warns (a file may be shared with a newer agent).
 
+mod capture;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use dprof_store::{Retention, StoreUrl};
 use serde::Deserialize;
 
+pub use self::capture::Capture;
+use self::capture::{FileCapture, check_capture};
 use crate::args::{EngineLimits, check_max_open_ns, check_name, check_ring_bytes};
+use crate::deliver::SpoolOptions;
 use crate::source::process::{Pattern, ServiceRule};
-use crate::units::{parse_bytes, parse_duration_ns};
+use dprof_common::units::{parse_bytes, parse_duration};
 
 /// A file larger than this is not a configuration.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -21,6 +26,13 @@ const SERVICE_RULES_MAX: usize = 1000;
 const COUNT_RANGE: (u64, u64) = (16, 10_000_000);
 /// Bounds of `limits.hold`.
 const HOLD_NS: (u64, u64) = (10_000_000, 600_000_000_000);
+
+/// Where spans wait while Cassandra is away.
+const SPOOL_DIR_DEFAULT: &str = "/var/lib/dprof/spool";
+/// An hour of 2,000 spans/s, compressed.
+const SPOOL_BYTES_DEFAULT: u64 = 1 << 30;
+/// Some batches must fit.
+const SPOOL_BYTES_MIN: u64 = 1 << 20;
 
 /// What the file says; `None` and empty where it says nothing.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +51,8 @@ pub struct Config {
     pub service_rules: Vec<ServiceRule>,
     /// `[retention]`
     pub retention: Retention,
+    /// `[spool]`
+    pub spool: SpoolOptions,
     /// `limits.max_open`
     pub max_open_ns: Option<u64>,
     /// `limits.ring_size`
@@ -47,6 +61,8 @@ pub struct Config {
     pub limits: EngineLimits,
     /// `[filter]`
     pub filters: Filters,
+    /// `[capture]`
+    pub capture: Capture,
 }
 
 /// What to watch; overridden by the options of the same name.
@@ -72,8 +88,10 @@ struct File {
     labels: BTreeMap<String, String>,
     service: Vec<FileRule>,
     retention: FileRetention,
+    spool: FileSpool,
     limits: FileLimits,
     filter: FileFilter,
+    capture: FileCapture,
 }
 
 #[derive(Debug, Deserialize)]
@@ -98,6 +116,13 @@ struct FileRetention {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
+struct FileSpool {
+    dir: Option<PathBuf>,
+    max_size: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct FileLimits {
     max_open: Option<String>,
     ring_size: Option<String>,
@@ -116,12 +141,29 @@ struct FileFilter {
 }
 
 /// Every key that [`File`] knows; `labels` takes any.
-const KEYS: [(&str, &[&str]); 5] = [
-    ("", &["store", "host", "socket", "unknown", "labels", "service", "retention", "limits", "filter"]),
+const KEYS: [(&str, &[&str]); 7] = [
+    (
+        "",
+        &[
+            "store",
+            "host",
+            "socket",
+            "unknown",
+            "labels",
+            "service",
+            "retention",
+            "spool",
+            "limits",
+            "filter",
+            "capture",
+        ],
+    ),
+    ("spool", &["dir", "max_size"]),
     ("service", &["name", "comm", "exe", "cmdline", "unit", "container", "port"]),
     ("retention", &["max_age", "max_size", "chunk_age", "chunk_size"]),
     ("limits", &["max_open", "ring_size", "hold", "open_requests", "held", "connections"]),
     ("filter", &["ports", "cgroups", "netns"]),
+    ("capture", capture::KEYS),
 ];
 
 /// Reads the file at `path`, which must exist. Gives the configuration and warnings; the error is one line.
@@ -186,7 +228,8 @@ fn check(file: File) -> Result<Config, String> {
         labels: file.labels,
         service_rules: file.service.into_iter().map(check_rule).collect::<Result<_, _>>()?,
         retention: check_retention(&file.retention)?,
-        max_open_ns: optional("limits.max_open", limits.max_open.as_deref(), parse_duration_ns)?
+        spool: check_spool(file.spool)?,
+        max_open_ns: optional("limits.max_open", limits.max_open.as_deref(), parse_duration)?
             .map(|ns| check_max_open_ns("limits.max_open", ns))
             .transpose()?,
         ring_bytes: optional("limits.ring_size", limits.ring_size.as_deref(), parse_bytes)?
@@ -196,18 +239,19 @@ fn check(file: File) -> Result<Config, String> {
             open_requests_max: check_count("limits.open_requests", limits.open_requests)?,
             held_max: check_count("limits.held", limits.held)?,
             connections_max: check_count("limits.connections", limits.connections)?,
-            hold_ns: optional("limits.hold", limits.hold.as_deref(), parse_duration_ns)?
+            hold_ns: optional("limits.hold", limits.hold.as_deref(), parse_duration)?
                 .map(|ns| crate::args::check_duration_in("limits.hold", ns, HOLD_NS))
                 .transpose()?,
         },
         filters: Filters { ports: file.filter.ports, cgroups: file.filter.cgroups, netns: file.filter.netns },
+        capture: check_capture(&file.capture)?,
     })
 }
 
-fn optional<T>(
+fn optional<T, E: std::fmt::Display>(
     name: &str,
     text: Option<&str>,
-    parse: fn(&str) -> Result<T, String>,
+    parse: fn(&str) -> Result<T, E>,
 ) -> Result<Option<T>, String> {
     text.map(parse).transpose().map_err(|error| format!("{name}: {error}"))
 }
@@ -247,7 +291,7 @@ fn check_retention(file: &FileRetention) -> Result<Retention, String> {
     const HOUR_S: u64 = 3600;
     let default = Retention::DEFAULT;
     let seconds = |name: &str, text: &Option<String>, default_s: u64, (min_s, max_s): (u64, u64)| {
-        let Some(ns) = optional(name, text.as_deref(), parse_duration_ns)? else { return Ok(default_s) };
+        let Some(ns) = optional(name, text.as_deref(), parse_duration)? else { return Ok(default_s) };
         let s = ns / SECOND_NS;
         if (min_s..=max_s).contains(&s) {
             return Ok(s);
@@ -272,6 +316,18 @@ fn check_retention(file: &FileRetention) -> Result<Retention, String> {
         chunk_s: seconds("retention.chunk_age", &file.chunk_age, default.chunk_s, (10, 24 * HOUR_S))?,
         chunk_bytes: bytes("retention.chunk_size", &file.chunk_size, default.chunk_bytes, 1 << 20)?,
     })
+}
+
+fn check_spool(file: FileSpool) -> Result<SpoolOptions, String> {
+    let bytes_max =
+        optional("spool.max_size", file.max_size.as_deref(), parse_bytes)?.unwrap_or(SPOOL_BYTES_DEFAULT);
+    if bytes_max < SPOOL_BYTES_MIN {
+        return Err(format!(
+            "spool.max_size: {bytes_max} bytes are too few: give at least {}MiB",
+            SPOOL_BYTES_MIN >> 20
+        ));
+    }
+    Ok(SpoolOptions { dir: file.dir.unwrap_or_else(|| SPOOL_DIR_DEFAULT.into()), bytes_max })
 }
 
 fn unknown_keys(table: &toml::Table) -> Vec<String> {
@@ -302,12 +358,31 @@ fn warn_unknown(table: &toml::Table, section: &str, warnings: &mut Vec<String>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::capture::KeyCapture;
 
     #[track_caller]
     fn check_error(text: &str, expected: &str) {
         let error = parse(text).expect_err(text);
         assert!(error.contains(expected), "{text}: {error}");
         assert!(!error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn the_capture_window_is_read_and_checked() {
+        let capture = |text: &str| parse(&format!("[capture]\n{text}")).map(|(config, _)| config.capture);
+        let expected = Capture {
+            ratio: Some(0.0625),
+            window_ns: Some(2_000_000_000),
+            alone: true,
+            ..Capture::default()
+        };
+        assert_eq!(capture("duty_cycle = \"1/16\"\nwindow = \"2s\"\nalone = true"), Ok(expected));
+        assert_eq!(capture("duty_cycle = 0.25").map(|capture| capture.ratio), Ok(Some(0.25)));
+        let kept = capture("values = true\nkeys = \"hash\"").expect("valid").kept;
+        assert_eq!(kept, crate::protocol::capture::Capture { values: true, keys: KeyCapture::Hash });
+        check_error("[capture]\nkeys = \"none\"", "capture.keys: 'none' is no way to keep keys");
+        check_error("[capture]\nduty_cycle = 0", "capture.duty_cycle: '0' is no part of the time");
+        check_error("[capture]\nwindow = \"1ms\"", "capture.window");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use bytemuck::{AnyBitPattern, pod_read_unaligned};
 use dprof_common::event::{
     Arrival, ArrivalsEvent, ClockEvent, CloseEvent, EventHeader, EventKind, FirstDepartureEvent, ListenEvent,
-    LostEvent, OpenEvent, RecvEvent, RetransmitEvent, SendEvent,
+    LostEvent, OpenEvent, RecvEvent, RetransmitEvent, SendEvent, WindowEvent,
 };
 use dprof_common::limits::ARRIVALS_MAX;
 use dprof_common::model::ProcessInfo;
@@ -37,6 +37,8 @@ pub enum Event<'a> {
     Clock(ClockEvent),
     /// Events were lost.
     Lost(LostEvent),
+    /// The capture window opened or closed.
+    Window(WindowEvent),
 }
 
 /// The filled entries of an [`ArrivalsEvent`], still in the block: most are looked at once, and 272 bytes need
@@ -70,6 +72,7 @@ pub enum DecodeError {
 }
 
 /// Reads one record.
+#[inline(never)]
 pub fn decode(record: &[u8]) -> Result<Event<'_>, DecodeError> {
     let kind = *record.first().ok_or(DecodeError::Short)?;
     Ok(match EventKind::from_u8(kind).ok_or(DecodeError::UnknownKind(kind))? {
@@ -90,6 +93,7 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, DecodeError> {
         EventKind::Process => Event::Process(process(record)?),
         EventKind::Clock => Event::Clock(fixed(record)?),
         EventKind::Lost => Event::Lost(fixed(record)?),
+        EventKind::Window => Event::Window(fixed(record)?),
     })
 }
 
@@ -132,6 +136,7 @@ mod tests {
     }
 
     #[track_caller]
+    #[expect(clippy::needless_pass_by_value, reason = "a literal at every call")]
     fn check(record: &[u8], expected: Result<Event<'_>, DecodeError>) {
         assert_eq!(decode(record), expected);
     }
@@ -156,7 +161,7 @@ mod tests {
         for len in 0..record.len() {
             check(&record[..len], Err(DecodeError::Short));
         }
-        for kind in [0, 9, 63, 67, 255] {
+        for kind in [0, 9, 63, 68, 255] {
             check(&[kind; 300], Err(DecodeError::UnknownKind(kind)));
         }
     }
@@ -164,7 +169,7 @@ mod tests {
     #[test]
     fn every_kind_decodes_at_exactly_its_size() {
         for (kind, size) in
-            [(1, 136), (2, 40), (3, 48), (4, 56), (6, 40), (7, 24), (8, 32), (65, 24), (66, 24)]
+            [(1, 136), (2, 40), (3, 48), (4, 56), (6, 40), (7, 24), (8, 32), (65, 24), (66, 24), (67, 16)]
         {
             let mut record = vec![0; size];
             record[0] = kind;

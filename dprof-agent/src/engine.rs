@@ -4,8 +4,10 @@
 //! records were cut into blocks. What a reader would get wrong: time is the newest time of any event; every
 //! time-out follows it, so a replay ends requests exactly where the live run did.
 
+mod capture;
 mod connections;
 mod counters;
+mod halves;
 mod messages;
 #[cfg(test)]
 mod tests;
@@ -19,14 +21,15 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 pub use self::counters::EngineCounters;
 use crate::decode::{Event, decode};
-use crate::link::Evidence;
-use crate::link::thread::SameThread;
+use crate::link::LinkOptions;
+use crate::link::linker::Linker;
+use crate::protocol::capture::Capture;
 use crate::protocol::{ALL, Direction, Parsed, Protocol};
 use crate::rollup::Rollups;
 use crate::source::Block;
 use crate::span::open::OpenTable;
 use crate::span::times::Clock;
-use crate::span::window::Window;
+use crate::span::window::{SETTLE_NS, Window};
 use crate::stream::socket::{Grammar, Socket};
 
 /// What the engine is told once. Every limit has a constant with its reason beside the stage that keeps it.
@@ -50,6 +53,8 @@ pub struct EngineConfig {
     pub clock_offset_ns: i64,
     /// Rate error of the host's clock, parts per million (`--clock-drift-ppm`, tests).
     pub clock_drift_ppm: f64,
+    /// Which links are made.
+    pub link: LinkOptions,
 }
 
 /// What a push gives.
@@ -87,6 +92,7 @@ pub struct OpenRequest {
     pub age_ns: u64,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
 fn as_text<S: serde::Serializer>(id: &SpanId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(id)
 }
@@ -115,16 +121,21 @@ pub struct Engine {
     listeners: FxHashSet<(u32, u16)>,
     local_addresses: FxHashSet<IpAddr>,
     open: OpenTable,
-    evidence: Vec<Box<dyn Evidence>>,
+    linker: Linker,
     window: Window,
     rollups: Rollups,
     next_message_id: u64,
     last_lost_ns: Option<u64>,
+    /// The last edge of the capture window: when, and whether it opened.
+    last_edge: Option<(u64, bool)>,
     counters: EngineCounters,
     /// Kept between calls to save allocations.
     parsed: Vec<Parsed>,
     tick_due_ns: u64,
 }
+
+/// Links are final within this part of the hold time, so that a decision to keep a trace still finds its spans.
+const LINK_SHARE: u64 = 3;
 
 /// Turns, time-outs and minutes are looked at this often, nanoseconds of event time.
 const TICK_NS: u64 = 100_000_000;
@@ -138,7 +149,7 @@ impl Engine {
     /// An engine that knows these protocols only.
     pub fn with_protocols(config: EngineConfig, protocols: &'static [&'static dyn Protocol]) -> Self {
         Self {
-            grammar: Grammar { protocols, unknown: config.unknown },
+            grammar: Grammar { protocols, unknown: config.unknown, capture: Capture::default() },
             clock: Clock::new(config.clock_offset_ns, config.clock_drift_ppm),
             sockets: FxHashMap::default(),
             held: Vec::new(),
@@ -149,16 +160,24 @@ impl Engine {
             listeners: FxHashSet::default(),
             local_addresses: FxHashSet::default(),
             open: OpenTable::default(),
-            evidence: vec![Box::new(SameThread::default())],
+            linker: Linker::new(config.link, (config.hold_ns / LINK_SHARE).min(SETTLE_NS)),
             window: Window::new(config.hold_ns, config.held_max),
             rollups: Rollups::default(),
             next_message_id: 1,
             last_lost_ns: None,
+            last_edge: None,
             counters: EngineCounters::default(),
             parsed: Vec::new(),
             tick_due_ns: 0,
             config,
         }
+    }
+
+    /// What may be kept of keys and values, on connections recognised from now on.
+    #[must_use]
+    pub const fn with_capture(mut self, capture: Capture) -> Self {
+        self.grammar.capture = capture;
+        self
     }
 
     /// Takes a block in; what it settled is added to `out`. Damaged records are counted and passed over.
@@ -170,6 +189,9 @@ impl Engine {
                 Some(Err(_)) | None => self.counters.records_refused += 1,
             }
         }
+        let before = out.spans.len();
+        self.window.take(&mut out.spans);
+        self.counters.spans += (out.spans.len() - before) as u64;
     }
 
     /// The stream ended: everything finished is given out. Open requests are only counted: nobody saw them end.
@@ -179,6 +201,8 @@ impl Engine {
         while let Some((_, close)) = self.lingering.pop_front() {
             self.close(&close, out);
         }
+        self.linker.finish();
+        self.take_links(self.clock.now_ns());
         self.window.take_all(self.clock.now_ns(), &mut out.spans);
         self.rollups.take_all(&mut out.rollups);
         self.counters.spans += (out.spans.len() - before) as u64;
@@ -211,7 +235,13 @@ impl Engine {
             spans_released_early: self.window.counters().evicted,
             spans_alone: self.window.counters().alone,
             halves_doubled: self.window.counters().doubled,
+            links_certain: self.linker.counters().certain,
+            links_vetoed: self.linker.counters().vetoed,
+            links_below_min: self.linker.counters().below_min,
+            links_overdue: self.linker.counters().overdue,
+            link_requests: self.linker.kept().0 as u64,
             rollups_other: self.rollups.counters().other,
+            keys_uncounted: self.rollups.counters().keys_uncounted,
             connections: self.sockets.len() as u64,
             open_requests: self.open.len() as u64,
             held: self.window.held() as u64,
@@ -238,7 +268,7 @@ impl Engine {
             }
             Event::Retransmit(resent) => {
                 if let Some(socket) = self.sockets.get_mut(&resent.sock) {
-                    socket.note_resent(resent.start_pos, resent.end_pos);
+                    socket.resent.note(resent.start_pos, resent.end_pos);
                     for slot in socket.pairing.all() {
                         if let Some(half) = self.open.get_mut(slot)
                             && half.request.message.direction == Direction::Out
@@ -248,7 +278,7 @@ impl Engine {
                             half.retransmits += 1;
                         }
                     }
-                    for span_id in socket.answered_in(resent.start_pos, resent.end_pos) {
+                    for span_id in socket.resent.answered_in(resent.start_pos, resent.end_pos) {
                         self.window.mark_resent(span_id);
                     }
                 }
@@ -269,6 +299,7 @@ impl Engine {
                 self.processes.insert(process.pid, Arc::new(process));
             }
             Event::Clock(clock) => self.clock.tick(&clock),
+            Event::Window(edge) => self.edge(&edge, out),
             Event::Lost(lost) => {
                 let loses_event = DropReason::ALL
                     .into_iter()
@@ -281,9 +312,7 @@ impl Engine {
                 // Positions show which sockets lost bytes as they move on; which thread read what does not show.
                 self.counters.events_lost = self.counters.events_lost.saturating_add(lost.count);
                 self.last_lost_ns = Some(self.clock.now_ns());
-                for evidence in &mut self.evidence {
-                    evidence.disturbed(0);
-                }
+                self.linker.disturbed(0);
             }
         }
         self.pass_time(out);
@@ -296,15 +325,31 @@ impl Engine {
         }
     }
 
+    /// What was decided on causes goes to the window.
+    #[inline]
+    fn take_links(&mut self, now_ns: u64) {
+        if !self.linker.has_news() {
+            return;
+        }
+        let (window, mut n_links) = (&mut self.window, 0);
+        // A call may be decided on and detached at once, and then leave: the mark comes first.
+        self.linker.take_detached(|call| window.mark_detached(call));
+        self.linker.take_decided(|decided| {
+            n_links += u64::from(decided.link.is_some());
+            window.decide(decided.call, decided.link, decided.further, now_ns);
+        });
+        self.counters.links += n_links;
+    }
+
     /// Everything that is due by now.
     fn pass_time(&mut self, out: &mut Output) {
         let now_ns = self.clock.now_ns();
         if now_ns >= self.held_due_ns {
             self.give_up_held(now_ns, out);
         }
-        let before = out.spans.len();
-        self.window.take(now_ns, &mut out.spans);
-        self.counters.spans += (out.spans.len() - before) as u64;
+        self.linker.expire(now_ns);
+        self.take_links(now_ns);
+        self.window.expire(now_ns);
         if now_ns >= self.tick_due_ns {
             self.tick_due_ns = now_ns.saturating_add(TICK_NS);
             self.tick(now_ns, out);

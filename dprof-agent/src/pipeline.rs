@@ -16,6 +16,7 @@ use dprof_store::{Batch, StoreError, Writer};
 
 use crate::batch::Batcher;
 use crate::clock::{monotonic_ns, read_clocks};
+use crate::deliver::{SpoolOptions, deliver};
 use crate::engine::{Engine, EngineCounters, OpenRequest, Output};
 use crate::memory::give_back;
 use crate::queue::{Popped, Receiver, Sender, queue};
@@ -25,9 +26,9 @@ use crate::source::{Block, Source, SourceCounters};
 /// Bytes of events between source and engine. A burst of 200,000 pipelined commands in a quarter of a second has
 /// 21 MB of events, faster than an engine that shares two cores with them; in steady state next to nothing waits.
 const EVENTS_BYTES_MAX: usize = 32 << 20;
-/// Spans between engine and writer, a kilobyte each: half a second of 20,000 spans/s. While more come, events wait,
-/// which are a tenth of the size.
-const SPANS_WAITING_MAX: usize = 10_000;
+/// Spans between engine and writer, a kilobyte each: a quarter of a second of 20,000 spans/s, two batches and a half.
+/// While more come, events wait, which are a tenth of the size.
+const SPANS_WAITING_MAX: usize = 5_000;
 /// How often the engine looks whether the store has taken a batch.
 const STORE_WAIT: Duration = Duration::from_millis(2);
 /// How long the source is drained after the stop at most: a full ring of the default size takes a tenth.
@@ -75,6 +76,10 @@ pub struct StoreCounters {
     pub spans_lost_failed: u64,
     /// Spans lost because the store was slower than the stream.
     pub spans_lost_slow: u64,
+    /// Spans lost because the store was away and the spool had no room, or there was none.
+    pub spans_lost_away: u64,
+    /// Spans that went through the spool.
+    pub spans_spooled: u64,
 }
 
 /// What a run came to.
@@ -100,6 +105,8 @@ pub struct Stages {
     pub engine: Engine,
     /// Where spans go.
     pub writer: Option<Box<dyn Writer>>,
+    /// Where they wait while a store that can be away is.
+    pub spool: Option<SpoolOptions>,
     /// A recording waits for the stages after it; a kernel does not.
     pub patient: bool,
     /// Whether rollups are kept for the outcome.
@@ -125,9 +132,14 @@ pub fn start(stages: Stages) -> anyhow::Result<Running> {
     let (questions, asked) = mpsc::channel();
     let (batches, writer) = match stages.writer {
         None => (None, None),
-        Some(writer) => {
+        Some(mut writer) => {
             let (batches_in, batches_out) = queue::<Batch>(SPANS_WAITING_MAX);
-            (Some(batches_in), Some(spawn("dprof-store", move || write(writer, &batches_out))?))
+            let (spool, patient) = (stages.spool, stages.patient);
+            let store = move || match writer.take_sender() {
+                Some(sender) => deliver(writer, sender, &batches_out, spool.as_ref(), patient),
+                None => write(writer, &batches_out),
+            };
+            (Some(batches_in), Some(spawn("dprof-store", store)?))
         }
     };
     let source = {

@@ -7,9 +7,10 @@ use std::fmt::Write;
 use dprof_common::drop_reason::DropReason;
 use dprof_common::model::{Rollup, RollupKey, Side};
 
+use crate::engine::EngineCounters;
 use crate::pipeline::Outcome;
 use crate::source::recording::RecorderCounters;
-use crate::units::{format_count, format_ns};
+use dprof_common::units::{count, duration};
 
 /// Every service and operation, servers first, the largest count first.
 pub fn summary(rollups: &[Rollup]) -> String {
@@ -18,19 +19,19 @@ pub fn summary(rollups: &[Rollup]) -> String {
     let head = ["SERVICE", "OPERATION", "KIND", "COUNT", "ERRORS", "MIN", "AVG", "P50", "P90", "P99", "MAX"];
     let mut cells: Vec<Vec<String>> = vec![head.iter().map(|name| (*name).to_owned()).collect()];
     for row in &rows {
-        let quantile = |q: f64| format_ns(row.sketch.quantile(q).unwrap_or(0).clamp(row.min_ns, row.max_ns));
+        let quantile = |q: f64| duration(row.sketch.quantile(q).unwrap_or(0).clamp(row.min_ns, row.max_ns));
         cells.push(vec![
             row.key.service.clone(),
             row.key.operation.clone(),
             row.key.side.name().to_owned(),
             row.count.to_string(),
             row.errors.to_string(),
-            format_ns(row.min_ns),
-            format_ns(row.sum_ns / row.count.max(1)),
+            duration(row.min_ns),
+            duration(row.sum_ns / row.count.max(1)),
             quantile(0.5),
             quantile(0.9),
             quantile(0.99),
-            format_ns(row.max_ns),
+            duration(row.max_ns),
         ]);
     }
     aligned(&cells)
@@ -72,18 +73,6 @@ fn aligned(cells: &[Vec<String>]) -> String {
 /// The counters of a run: losses by cause first, then what is worth a look, then sums.
 pub fn counters(outcome: &Outcome, recorder: Option<RecorderCounters>) -> String {
     let mut text = String::new();
-    let mut line = |title: &str, values: &[(String, u64)]| {
-        let shown: Vec<String> = values
-            .iter()
-            .filter(|(_, value)| *value > 0)
-            .map(|(name, value)| format!("{name} {}", format_count(*value)))
-            .collect();
-        let _ = writeln!(
-            text,
-            "{title}: {}",
-            if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
-        );
-    };
     let named = |name: &str, value: u64| (name.to_owned(), value);
     let mut lost: Vec<(String, u64)> = DropReason::ALL
         .iter()
@@ -92,31 +81,79 @@ pub fn counters(outcome: &Outcome, recorder: Option<RecorderCounters>) -> String
     lost.push(named("store_full", outcome.store.spans_lost_full));
     lost.push(named("store_failed", outcome.store.spans_lost_failed));
     lost.push(named("store_slow", outcome.store.spans_lost_slow));
+    lost.push(named("store_away", outcome.store.spans_lost_away));
     if let Some(recorder) = recorder {
         lost.push(named("recording_slow", recorder.lost_queue_full));
         lost.push(named("recording_failed", recorder.lost_write_failed));
     }
-    line("lost", &lost);
-    let sums = ["records", "messages", "halves", "spans", "connections", "open_requests", "held"];
+    line(&mut text, "lost", &lost);
+    let sums = [
+        "records",
+        "messages",
+        "halves",
+        "spans",
+        "connections",
+        "open_requests",
+        "held",
+        "windows",
+        "windows_open_ms",
+        "windows_closed_ms",
+    ];
     let doubts: Vec<(String, u64)> = outcome
         .engine
         .iter()
         .filter(|(name, _)| !sums.contains(name))
         .map(|(name, value)| named(name, value))
         .collect();
-    line("noted", &doubts);
+    line(&mut text, "noted", &doubts);
     let engine = &outcome.engine;
+    if engine.windows > 0 {
+        text.push_str(&windows(engine));
+    }
     line(
+        &mut text,
         "seen",
         &[
             named("events", outcome.source.records),
             named("messages", engine.messages),
             named("spans", engine.spans),
             named("stored", outcome.store.spans_stored),
+            named("spooled", outcome.store.spans_spooled),
             named("still_open", engine.open_requests),
         ],
     );
     text
+}
+
+fn line(text: &mut String, title: &str, values: &[(String, u64)]) {
+    let shown: Vec<String> = values
+        .iter()
+        .filter(|(_, value)| *value > 0)
+        .map(|(name, value)| format!("{name} {}", count(*value)))
+        .collect();
+    let shown = if shown.is_empty() { "none".to_owned() } else { shown.join(", ") };
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{title}: {shown}");
+}
+
+/// What was outside the capture windows, and how that bends the answers: a request is only seen whole if it begins
+/// and ends in one window, which a long one does less often.
+fn windows(engine: &EngineCounters) -> String {
+    let total_ms = (engine.windows_open_ms + engine.windows_closed_ms).max(1);
+    let window_ns = engine.windows_open_ms * 1_000_000 / engine.windows;
+    let whole = |part: u64| 100 - 100 / part;
+    format!(
+        "captured: {} windows of {}, {:.2} % of the time; outside nothing is known; {} requests cut at edges or \
+         without order were dropped; of requests of {} {} % were whole, of {} {} %: durations lean to the short\n",
+        count(engine.windows),
+        duration(window_ns),
+        engine.windows_open_ms as f64 / total_ms as f64 * 100.0,
+        count(engine.window_dropped),
+        duration(window_ns / 20),
+        whole(20),
+        duration(window_ns / 2),
+        whole(2),
+    )
 }
 
 #[cfg(test)]
@@ -137,6 +174,11 @@ mod tests {
         rollup
     }
 
+    /// Two spaces part columns, one is part of a duration.
+    fn columns(line: &str) -> Vec<String> {
+        line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect()
+    }
+
     #[test]
     fn minutes_add_up_in_the_table() {
         let rollups = [
@@ -144,14 +186,16 @@ mod tests {
             rollup(0, "SET", &[2_000]),
             rollup(120, "GET", &[8_000_000]),
         ];
-        let rows: Vec<Vec<String>> =
-            summary(&rollups).lines().map(|l| l.split_whitespace().map(str::to_owned).collect()).collect();
+        let rows: Vec<Vec<String>> = summary(&rollups).lines().map(columns).collect();
         assert_eq!(rows[0][..5], ["SERVICE", "OPERATION", "KIND", "COUNT", "ERRORS"]);
-        assert_eq!(rows[1][..7], ["redis", "GET", "server", "3", "1", "1.00us", "2.67ms"]);
-        assert_eq!(rows[1][10], "8.00ms");
+        assert_eq!(rows[1][..7], ["redis", "GET", "server", "3", "1", "1.00 us", "2.67 ms"]);
+        assert_eq!(rows[1][10], "8.00 ms");
         assert_eq!(
             rows[2],
-            ["redis", "SET", "server", "1", "0", "2.00us", "2.00us", "2.00us", "2.00us", "2.00us", "2.00us"]
+            [
+                "redis", "SET", "server", "1", "0", "2.00 us", "2.00 us", "2.00 us", "2.00 us", "2.00 us",
+                "2.00 us"
+            ]
         );
         assert_eq!(merge(&merge(&rollups)), merge(&rollups));
     }

@@ -6,11 +6,16 @@
 use dprof_common::model::{Half, Rollup, RollupKey, Side};
 use rustc_hash::FxHashMap;
 
+use crate::heavy_hitters::HeavyHitters;
+use crate::protocol::KeyRanges;
+
 /// Operations of one service and side that are told apart in a minute; further ones count as [`OTHER`]. HTTP paths
 /// that no template covers are the usual cause, and a page of 200 lines is more than anybody reads.
 pub const OPERATIONS_MAX: usize = 200;
 /// Services told apart in a minute.
 pub const SERVICES_MAX: usize = 1000;
+/// Operations whose keys are counted at once, of all services: each takes about 8 KiB, so 2 MiB.
+pub const KEYED_OPERATIONS_MAX: usize = 256;
 /// Name of what is beyond the limits.
 pub const OTHER: &str = "(other)";
 /// Counts are given out this often, nanoseconds: what `stats` lags behind.
@@ -22,6 +27,8 @@ const MINUTE_NS: u64 = 60_000_000_000;
 pub struct RollupCounters {
     /// Halves counted as [`OTHER`].
     pub other: u64,
+    /// Halves whose keys were not counted: too many operations have some.
+    pub keys_uncounted: u64,
 }
 
 /// The minutes that are still open.
@@ -30,61 +37,120 @@ pub struct Rollups {
     /// By minute (seconds since the epoch), then by key without the minute.
     minutes: FxHashMap<u64, Minute>,
     counters: RollupCounters,
+    /// Operations whose keys are counted.
+    n_keyed: usize,
     due_ns: u64,
 }
 
+/// A rollup and the keys that belong to it.
+#[derive(Debug)]
+struct Counted {
+    rollup: Rollup,
+    keys: Option<Box<HeavyHitters>>,
+}
+
+/// What a half says of keys and values besides what is stored of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Named {
+    /// Keys, as ranges of the half's statement.
+    pub keys: KeyRanges,
+    /// Bytes of the value that was written or read.
+    pub value_bytes: Option<u32>,
+}
+
+/// Values by name, as many as a limit allows; all further names share [`OTHER`].
+#[derive(Debug)]
+struct Bounded<V> {
+    places: FxHashMap<String, usize>,
+    values: Vec<V>,
+}
+
+impl<V> Default for Bounded<V> {
+    fn default() -> Self {
+        Self { places: FxHashMap::default(), values: Vec::new() }
+    }
+}
+
 /// Rollups of one service by operation, per side.
-type Operations = [FxHashMap<String, Rollup>; 2];
+type Operations = [Bounded<Counted>; 2];
 
 #[derive(Debug, Default)]
 struct Minute {
-    services: FxHashMap<String, Operations>,
+    services: Bounded<Operations>,
 }
 
-/// The value of `key`, or of [`OTHER`] when the map is full and lacks it. Looks up by reference: the usual case
-/// allocates nothing.
-fn bounded<'a, V>(
-    map: &'a mut FxHashMap<String, V>,
-    key: &str,
-    max: usize,
-    beyond: &mut u64,
-    make: impl FnOnce(&str) -> V,
-) -> &'a mut V {
-    let mut key = key;
-    if !map.contains_key(key) {
-        if map.len() >= max {
-            *beyond += 1;
-            key = OTHER;
-        }
-        if !map.contains_key(key) {
-            map.insert(key.to_owned(), make(key));
-        }
+impl<V> Bounded<V> {
+    /// The value of `name`, or of [`OTHER`] when there are `max` and none of this name. The usual case is one look
+    /// into the table and allocates nothing.
+    fn get(&mut self, name: &str, max: usize, beyond: &mut u64, make: impl FnOnce(&str) -> V) -> &mut V {
+        let place = match self.places.get(name) {
+            Some(place) => *place,
+            None => self.add(name, max, beyond, make),
+        };
+        &mut self.values[place]
     }
-    map.get_mut(key).expect("looked up or inserted just now")
+
+    #[cold]
+    fn add(&mut self, name: &str, max: usize, beyond: &mut u64, make: impl FnOnce(&str) -> V) -> usize {
+        let mut name = name;
+        if self.values.len() >= max {
+            *beyond += 1;
+            name = OTHER;
+            if let Some(place) = self.places.get(name) {
+                return *place;
+            }
+        }
+        self.values.push(make(name));
+        self.places.insert(name.to_owned(), self.values.len() - 1);
+        self.values.len() - 1
+    }
 }
 
 impl Rollups {
     /// Counts a finished half.
-    pub fn add(&mut self, side: Side, half: &Half) {
+    #[inline(never)]
+    pub fn add(&mut self, side: Side, half: &Half, named: Named) {
         let minute_unix_s = half.times.end_ns / MINUTE_NS * 60;
         let minute = self.minutes.entry(minute_unix_s).or_default();
         let (service, operation): (&str, &str) = (&half.process.service, &half.operation);
         let other = &mut self.counters.other;
-        let services = bounded(&mut minute.services, service, SERVICES_MAX, other, |_| Operations::default());
-        let operations = &mut services[usize::from(side == Side::Server)];
-        let rollup = bounded(operations, operation, OPERATIONS_MAX, other, |operation| {
-            Rollup::new(RollupKey {
+        let sides = minute.services.get(service, SERVICES_MAX, other, |_| Operations::default());
+        let operations = &mut sides[usize::from(side == Side::Server)];
+        let counted = operations.get(operation, OPERATIONS_MAX, other, |operation| Counted {
+            rollup: Rollup::new(RollupKey {
                 minute_unix_s,
                 service: service.to_owned(),
                 operation: operation.to_owned(),
                 side,
                 protocol: half.protocol.clone(),
-            })
+            }),
+            keys: None,
         });
-        rollup.add(half.times.duration_ns(), half.status.is_error(), half.request_bytes, half.response_bytes);
+        if named.keys != KeyRanges::NONE || named.value_bytes.is_some() {
+            if counted.keys.is_none() && self.n_keyed < KEYED_OPERATIONS_MAX {
+                self.n_keyed += 1;
+                counted.keys = Some(Box::new(HeavyHitters::new()));
+            }
+            match &mut counted.keys {
+                Some(keys) => {
+                    named.keys.of(&half.query_text).for_each(|key| keys.add(key));
+                    if let Some(bytes) = named.value_bytes {
+                        keys.add_size(bytes);
+                    }
+                }
+                None => self.counters.keys_uncounted += 1,
+            }
+        }
+        counted.rollup.add(
+            half.times.duration_ns(),
+            half.status.is_error(),
+            half.request_bytes,
+            half.response_bytes,
+        );
     }
 
     /// Gives out everything that was counted since the last time, if that is [`EVERY_NS`] ago at `now_ns`.
+    #[inline(never)]
     pub fn take_due(&mut self, now_ns: u64, out: &mut Vec<Rollup>) {
         if now_ns >= self.due_ns {
             self.due_ns = now_ns.saturating_add(EVERY_NS);
@@ -94,6 +160,7 @@ impl Rollups {
 
     /// Gives out everything: the stream ended.
     pub fn take_all(&mut self, out: &mut Vec<Rollup>) {
+        self.n_keyed = 0;
         out.extend(self.minutes.drain().flat_map(|(_, minute)| minute.into_rollups()));
     }
 
@@ -105,7 +172,11 @@ impl Rollups {
 
 impl Minute {
     fn into_rollups(self) -> impl Iterator<Item = Rollup> {
-        self.services.into_values().flatten().flat_map(FxHashMap::into_values)
+        let counted = self.services.values.into_iter().flatten().flat_map(|operations| operations.values);
+        counted.map(|Counted { mut rollup, keys }| {
+            rollup.keys = keys.map(|keys| Box::new(keys.into_stats()));
+            rollup
+        })
     }
 }
 
@@ -157,9 +228,9 @@ mod tests {
         let mut rollups = Rollups::default();
         let mut out = Vec::new();
         rollups.take_due(0, &mut out);
-        rollups.add(Side::Server, &half("GET", M + 1, 10));
-        rollups.add(Side::Server, &half("GET", 2 * M - 1, 60));
-        rollups.add(Side::Client, &half("GET", M + 5, 20));
+        rollups.add(Side::Server, &half("GET", M + 1, 10), Named::default());
+        rollups.add(Side::Server, &half("GET", 2 * M - 1, 60), Named::default());
+        rollups.add(Side::Client, &half("GET", M + 5, 20), Named::default());
         rollups.take_due(EVERY_NS - 1, &mut out);
         assert!(out.is_empty());
         rollups.take_due(EVERY_NS, &mut out);
@@ -170,16 +241,49 @@ mod tests {
             .collect();
         assert_eq!(seen, [(Side::Client, 60, 1, 0, 20, 20, 20), (Side::Server, 60, 2, 1, 10, 60, 70)]);
         out.clear();
-        rollups.add(Side::Server, &half("GET", 2 * M, 30));
+        rollups.add(Side::Server, &half("GET", 2 * M, 30), Named::default());
         rollups.take_all(&mut out);
         assert_eq!(out.iter().map(|r| (r.key.minute_unix_s, r.count)).collect::<Vec<_>>(), [(120, 1)]);
+    }
+
+    #[test]
+    fn keys_and_values_are_counted_up_to_a_limit() {
+        let mut rollups = Rollups::default();
+        let named = |keys: &[(usize, usize)], value_bytes| {
+            let mut ranges = KeyRanges::NONE;
+            keys.iter().for_each(|&(start, end)| ranges.push(start, end));
+            Named { keys: ranges, value_bytes }
+        };
+        let with_text =
+            |operation: &str, text: &str| Half { query_text: text.into(), ..half(operation, M, 1) };
+        rollups.add(Side::Server, &with_text("MGET", "MGET a bc"), named(&[(5, 6), (7, 9)], Some(10)));
+        rollups.add(Side::Server, &with_text("MGET", "MGET a"), named(&[(5, 6)], None));
+        rollups.add(Side::Server, &with_text("PING", "PING"), Named::default());
+        for n in 0..KEYED_OPERATIONS_MAX {
+            let mut half = with_text("GET", "GET a");
+            half.process =
+                Arc::new(ProcessInfo { service: format!("s{n}"), ..ProcessInfo::clone(&half.process) });
+            rollups.add(Side::Client, &half, named(&[(4, 5)], None));
+        }
+        let mut out = Vec::new();
+        rollups.take_all(&mut out);
+        let keys = |operation: &str| {
+            let found = out.iter().find(|rollup| rollup.key.operation == operation).expect("counted");
+            found.keys.as_ref().map(|stats| {
+                let keys = stats.keys.iter().map(|key| (key.key.as_str(), key.count)).collect::<Vec<_>>();
+                (keys, stats.total, stats.sizes.count())
+            })
+        };
+        assert_eq!(keys("MGET"), Some((vec![("a", 2), ("bc", 1)], 3, 1)));
+        assert_eq!(keys("PING"), None);
+        assert_eq!(rollups.counters().keys_uncounted, 1);
     }
 
     #[test]
     fn operations_beyond_the_limit_are_counted_together() {
         let mut rollups = Rollups::default();
         for n in 0..OPERATIONS_MAX + 50 {
-            rollups.add(Side::Server, &half(&format!("op{n}"), M, 1));
+            rollups.add(Side::Server, &half(&format!("op{n}"), M, 1), Named::default());
         }
         let mut out = Vec::new();
         rollups.take_all(&mut out);

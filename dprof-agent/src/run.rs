@@ -13,13 +13,13 @@ use dprof_store::{RunInfo, open_writer};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{self, Command, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Input, Options};
-use crate::clock::read_clocks;
+use crate::clock::{read_clocks, wall_clock_error_ns};
 use crate::engine::{Engine, EngineConfig};
 use crate::pipeline::{self, Running, Stages};
 use crate::source::recording::{Recorder, RecordingHeader};
 use crate::source::replay::Replay;
 use crate::source::tee::Tee;
-use crate::source::{Source, kernel};
+use crate::source::{Source, kernel, window};
 use crate::{control, doctor, report};
 
 /// Requests open at once, over all connections: 100 connections with 1,000 pipelined requests each.
@@ -114,11 +114,12 @@ fn run(options: &Options) -> anyhow::Result<u8> {
             None => None,
             Some(url) => Some(open_writer(url, &info, options.retention, &opened.netns).await?),
         };
-        let engine = Engine::new(engine_config(options, &info));
+        let engine = Engine::new(engine_config(options, &info)).with_capture(options.capture);
         let running = pipeline::start(Stages {
             source,
             engine,
             writer,
+            spool: Some(options.spool.clone()),
             patient: opened.patient,
             keep_rollups: options.summary,
         })?;
@@ -217,6 +218,10 @@ struct Opened {
 fn open_source(options: &Options) -> anyhow::Result<Opened> {
     match &options.input {
         Input::Kernel(kernel_options) => {
+            let is_synchronised = wall_clock_error_ns().is_some();
+            if let Some(reason) = window::refusal(&kernel_options.duty_cycle, is_synchronised) {
+                anyhow::bail!("{reason}");
+            }
             let source = kernel::open(kernel_options)?;
             let paths: Vec<PathBuf> = kernel::watched_netns(&kernel_options.netns);
             Ok(Opened {
@@ -281,5 +286,6 @@ fn engine_config(options: &Options, info: &RunInfo) -> EngineConfig {
         connections_max: limits.connections_max.unwrap_or(CONNECTIONS_MAX),
         clock_offset_ns: options.clock_offset_ns,
         clock_drift_ppm: options.clock_drift_ppm,
+        link: options.link,
     }
 }

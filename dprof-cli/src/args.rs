@@ -17,7 +17,7 @@ const SHARED_ORDER: usize = 900;
 ///
 /// Data goes to stdout, everything else to stderr.
 /// Exit codes: 0 success (also when the window is empty), 1 error, 2 wrong usage, 3 the trace, service or
-/// operation asked for is unknown.
+/// operation asked for is unknown, 4 a condition given to check does not hold.
 #[derive(Debug, Parser)]
 #[command(name = "dprof-cli", version, max_term_width = 100, disable_help_subcommand = true)]
 pub(crate) struct Cli {
@@ -34,6 +34,9 @@ pub(crate) struct Cli {
         hide_possible_values = true
     )]
     pub(crate) color: ColorChoice,
+    /// Say on stderr what is read from the store, how many rows, and how long that takes
+    #[arg(long, global = true, display_order = SHARED_ORDER)]
+    pub(crate) explain: bool,
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -55,14 +58,14 @@ pub(crate) enum ColorChoice {
 pub(crate) enum Format {
     /// For people
     Table,
-    /// For programs: one array of objects
+    /// For programs
     Json,
 }
 
 /// `--format`.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct FormatArgs {
-    /// Output: table for people, json (one array of objects) for programs
+    /// Output: table for people, json for programs
     #[arg(long, display_order = SHARED_ORDER, value_enum, default_value_t = Format::Table, value_name = "FORMAT", hide_possible_values = true)]
     pub(crate) format: Format,
 }
@@ -203,7 +206,7 @@ mod tests {
         );
         check_usage_error(
             &["slow"],
-            "unrecognized subcommand 'slow'; a similar subcommand exists: 'slowest-spans' (see --help)",
+            "unrecognized subcommand 'slow'; some similar subcommands exist: 'slowest-traces', 'slowest-spans' (see --help)",
         );
         check_usage_error(
             &["--store", "mysql:", "services"],

@@ -1,11 +1,14 @@
 //! What every command is given, and how it may fail.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
 
 use dprof_store::{Reader, StoreError, StoreUrl};
 
+use crate::explain::{Explained, Log};
+use crate::progress::Progress;
 use crate::render::Screen;
 
 /// Why a command failed. The message is one line: cause and remedy.
@@ -17,18 +20,21 @@ pub enum Failure {
     Usage(String),
     /// Exit code 3: the trace, service or operation asked for is not there.
     NotFound(String),
+    /// Exit code 4: a condition given to `check` does not hold.
+    Violated(String),
     /// Output could not be written. Exit code 1; a closed pipe is no failure.
     Output(io::Error),
 }
 
 impl Failure {
     /// 0 is success, also when a window is empty; 1 an error; 2 wrong usage; 3 a trace, service or operation
-    /// that was asked for by name is unknown.
+    /// that was asked for by name is unknown; 4 a condition given to `check` that does not hold.
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Error(_) | Self::Output(_) => 1,
             Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
+            Self::Violated(_) => 4,
         }
     }
 }
@@ -36,7 +42,10 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Error(message) | Self::Usage(message) | Self::NotFound(message) => {
+            Self::Error(message)
+            | Self::Usage(message)
+            | Self::NotFound(message)
+            | Self::Violated(message) => {
                 // One line, whatever the cause's own words were.
                 for (idx, line) in message.lines().map(str::trim).filter(|line| !line.is_empty()).enumerate()
                 {
@@ -86,6 +95,10 @@ pub(crate) struct Context<'a> {
     pub(crate) store: Store,
     /// What the output may look like.
     pub(crate) screen: Screen,
+    /// Where to note what is read, if that was asked for.
+    pub(crate) explain: Option<Arc<Log>>,
+    /// Whether a long read may draw a bar on stderr.
+    pub(crate) progress: bool,
     /// When the command started.
     pub(crate) now_unix_ns: u64,
     /// Data.
@@ -97,10 +110,37 @@ pub(crate) struct Context<'a> {
 impl Context<'_> {
     /// Opens the store.
     pub(crate) async fn reader(&self) -> Result<Arc<dyn Reader>, Failure> {
-        match &self.store {
-            Store::Url(url) => Ok(Arc::from(dprof_store::open_reader(url).await?)),
+        let reader: Arc<dyn Reader> = match &self.store {
+            Store::Url(url) => Arc::from(dprof_store::open_reader(url).await?),
             #[cfg(test)]
-            Store::Ready(reader) => Ok(Arc::clone(reader)),
+            Store::Ready(reader) => Arc::clone(reader),
+        };
+        Ok(match &self.explain {
+            Some(log) => Arc::new(Explained::new(reader, Arc::clone(log))),
+            None => reader,
+        })
+    }
+
+    /// A command line to type next, on the store that was asked: the default one needs no naming.
+    pub(crate) fn command(&self, arguments: &str) -> String {
+        match &self.store {
+            Store::Url(url) => command_on(url, arguments),
+            #[cfg(test)]
+            Store::Ready(_) => format!("dprof-cli {arguments}"),
+        }
+    }
+
+    /// Shows how far a read is, if it is long and someone may look.
+    pub(crate) fn progress(&self, label: &'static str) -> Progress {
+        Progress::new(self.progress, label)
+    }
+
+    /// Says what was read, if that was asked for.
+    pub(crate) fn say_what_was_read(&mut self) {
+        if let Some(log) = self.explain.take() {
+            for line in log.lines() {
+                self.say(&line);
+            }
         }
     }
 
@@ -114,5 +154,37 @@ impl Context<'_> {
         for warning in warnings {
             self.say(&format!("warning: {warning}"));
         }
+    }
+}
+
+/// A command line that asks `store`.
+pub(crate) fn command_on(store: &StoreUrl, arguments: &str) -> String {
+    let store = store.to_string();
+    if store == dprof_store::DEFAULT_STORE {
+        format!("dprof-cli {arguments}")
+    } else {
+        format!("dprof-cli --store {} {arguments}", quoted(&store))
+    }
+}
+
+/// A word as a shell takes it: in quotes where it has to be.
+fn quoted(word: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/:._-,@%+=".contains(c);
+    if word.chars().all(is_plain) {
+        Cow::Borrowed(word)
+    } else {
+        Cow::Owned(format!("'{}'", word.replace('\'', "'\\''")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn words_are_quoted_for_a_shell_where_they_have_to_be() {
+        assert_eq!(quoted("sqlite:/var/lib/dprof"), "sqlite:/var/lib/dprof");
+        assert_eq!(quoted("sqlite:/tmp/my store"), "'sqlite:/tmp/my store'");
+        assert_eq!(quoted("sqlite:/tmp/it's"), "'sqlite:/tmp/it'\\''s'");
     }
 }

@@ -10,9 +10,13 @@ mod args;
 mod clock;
 mod command;
 mod context;
+mod explain;
 mod export;
+mod import;
 mod load;
+mod progress;
 mod render;
+mod sample;
 #[cfg(test)]
 mod testing;
 pub mod units;
@@ -52,11 +56,14 @@ fn run(cli: args::Cli) -> Result<(), Failure> {
     let mut context = context::Context {
         store: context::Store::Url(cli.store),
         screen: render::Screen::of_stdout(cli.color),
+        explain: cli.explain.then(Default::default),
+        progress: render::is_watched(),
         now_unix_ns: clock::now_unix_ns(),
         out: &mut out,
         words: &mut io::stderr(),
     };
     let result = runtime.block_on(cli.command.run(&mut context));
+    context.say_what_was_read();
     // What was found before a failure is data all the same.
     out.flush().map_err(Failure::Output)?;
     result

@@ -92,6 +92,16 @@ pub(crate) fn query(window: &Window, args: &SpanArgs, order: Order, limit: usize
     }
 }
 
+/// Whether any filter is set.
+pub(crate) fn is_filtered(filters: &SpanArgs) -> bool {
+    let SpanArgs { names, status, min_duration } = filters;
+    names.service.is_some()
+        || names.operation.is_some()
+        || names.kind.is_some()
+        || status.is_some()
+        || min_duration.is_some()
+}
+
 /// Whether `span` passes the filters that a [`SpanQuery`] would apply (for spans that came by trace id).
 pub(crate) fn passes(span: &Span, args: &SpanArgs) -> bool {
     let Some(near) = span.nearest() else { return false };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use dprof_common::model::{
     EvidenceKind, Half, HalfFlags, HalfTimes, HostInfo, KeepReason, Link, MessageId, ProcessInfo, Rollup,
-    RootKind, RunId, Side, Span, SpanFlags, SpanId, Status, TraceId,
+    RootKind, RunId, Span, SpanFlags, SpanId, Status, TraceId,
 };
 use dprof_store::{Answer, Order, Reader, RollupQuery, RunInfo, SpanQuery, StoreError};
 
@@ -25,6 +25,7 @@ pub(crate) struct Rpc {
     id: u64,
     trace: u128,
     link: Option<Link>,
+    further_links: Vec<Link>,
     service: String,
     operation: String,
     query: String,
@@ -35,6 +36,8 @@ pub(crate) struct Rpc {
     duration_us: u64,
     sides: (bool, bool),
     status: Status,
+    labels: (String, String),
+    bytes: (u64, u64),
 }
 
 /// An RPC of trace 1 with this span id.
@@ -43,6 +46,7 @@ pub(crate) fn rpc(id: u64) -> Rpc {
         id,
         trace: 1,
         link: None,
+        further_links: Vec::new(),
         service: "redis".into(),
         operation: "GET".into(),
         query: "get a".into(),
@@ -53,6 +57,8 @@ pub(crate) fn rpc(id: u64) -> Rpc {
         duration_us: 1_000,
         sides: (true, true),
         status: Status::Ok,
+        labels: ("r1".into(), "dc1".into()),
+        bytes: (77, 5),
     }
 }
 
@@ -83,6 +89,11 @@ impl Rpc {
             Some(Link { parent: SpanId(parent), evidence: EvidenceKind::SameThread, confidence: Some(0.98) });
         self
     }
+    /// A further cause; after [`Rpc::under`].
+    pub(crate) fn and_under(mut self, parent: u64) -> Self {
+        self.further_links.extend(self.link.map(|link| Link { parent: SpanId(parent), ..link }));
+        self
+    }
     pub(crate) fn trace(mut self, trace: u128) -> Self {
         self.trace = trace;
         self
@@ -97,6 +108,17 @@ impl Rpc {
     }
     pub(crate) fn status(mut self, status: Status) -> Self {
         self.status = status;
+        self
+    }
+
+    /// Rack and datacenter of both hosts.
+    pub(crate) fn labels(mut self, rack: &str, dc: &str) -> Self {
+        self.labels = (rack.into(), dc.into());
+        self
+    }
+    /// Of request and response.
+    pub(crate) fn bytes(mut self, request: u64, response: u64) -> Self {
+        self.bytes = (request, response);
         self
     }
 
@@ -131,6 +153,7 @@ impl Rpc {
             trace_id: TraceId(self.trace),
             span_id: SpanId(self.id),
             link: self.link,
+            further_links: self.further_links.clone(),
             root: self.link.is_none().then_some(RootKind::Edge),
             flags: SpanFlags::default(),
             probability: 1.0,
@@ -147,7 +170,7 @@ impl Rpc {
     }
 
     fn half(&self, service: &str, host: &str, local: SocketAddr, peer: SocketAddr, times: HalfTimes) -> Half {
-        let labels = [("dc", "dc1"), ("rack", "r1"), ("node", "n1")];
+        let labels = [("dc", self.labels.1.as_str()), ("rack", &self.labels.0), ("node", "n1")];
         Half {
             host: Arc::new(HostInfo {
                 host: host.into(),
@@ -172,8 +195,8 @@ impl Rpc {
             status_code: String::new(),
             attributes: Vec::new(),
             times,
-            request_bytes: 77,
-            response_bytes: 5,
+            request_bytes: self.bytes.0,
+            response_bytes: self.bytes.1,
             request_message_id: MessageId(self.id * 2),
             response_message_id: MessageId(self.id * 2 + 1),
             batch: 1,
@@ -195,26 +218,8 @@ pub(crate) struct Memory {
 impl Memory {
     /// A store of these spans with the rollups of their halves.
     pub(crate) fn of(spans: Vec<Span>) -> Self {
-        let mut rollups = BTreeMap::new();
-        for span in &spans {
-            for (side, half) in [(Side::Client, &span.client), (Side::Server, &span.server)] {
-                let Some(half) = half else { continue };
-                let key = dprof_common::model::RollupKey {
-                    minute_unix_s: half.times.start_ns / 60_000_000_000 * 60,
-                    service: half.process.service.clone(),
-                    operation: half.operation.clone(),
-                    side,
-                    protocol: half.protocol.clone(),
-                };
-                rollups.entry(key.clone()).or_insert_with(|| Rollup::new(key)).add(
-                    half.times.duration_ns(),
-                    half.status.is_error(),
-                    half.request_bytes,
-                    half.response_bytes,
-                );
-            }
-        }
-        Self { spans, rollups: rollups.into_values().collect() }
+        let rollups = Rollup::of(&spans);
+        Self { spans, rollups }
     }
 }
 
@@ -294,11 +299,27 @@ fn matches(span: &Span, query: &SpanQuery) -> bool {
         && (!query.roots_only || span.link.is_none())
 }
 
+/// Runs `test` with a context that has no store of its own.
+pub(crate) fn with_context(test: impl AsyncFnOnce(&mut Context<'_>)) {
+    let (mut out, mut words) = (Vec::new(), Vec::new());
+    let mut context = Context {
+        explain: None,
+        progress: false,
+        store: Store::Ready(Arc::new(Memory::default())),
+        screen: Screen { width: Some(80), height: None, colour: false, unicode: true },
+        now_unix_ns: T0 + 600_000_000_000,
+        out: &mut out,
+        words: &mut words,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(test(&mut context));
+}
+
 /// Result, stdout and stderr of a command line run on `store` at [`T0`] + 10 minutes.
 pub(crate) fn run(store: Memory, width: usize, args: &str) -> (Result<(), Failure>, String, String) {
     let args = ["dprof-cli"].into_iter().chain(args.split_whitespace());
     let cli: crate::args::Cli = clap::Parser::try_parse_from(args).expect("valid arguments");
-    run_command(Arc::new(store), width, cli.command)
+    run_command(Arc::new(store), width, cli.command, cli.explain)
 }
 
 /// The same with a command that is parsed already.
@@ -306,17 +327,21 @@ pub(crate) fn run_command(
     store: Arc<dyn Reader>,
     width: usize,
     command: Command,
+    explain: bool,
 ) -> (Result<(), Failure>, String, String) {
     let (mut out, mut words) = (Vec::new(), Vec::new());
     let mut context = Context {
+        explain: explain.then(Default::default),
+        progress: false,
         store: Store::Ready(store),
-        screen: Screen { width: Some(width), colour: false, unicode: true },
+        screen: Screen { width: Some(width), height: None, colour: false, unicode: true },
         now_unix_ns: T0 + 600_000_000_000,
         out: &mut out,
         words: &mut words,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let result = runtime.block_on(command.run(&mut context));
+    context.say_what_was_read();
     let text = |bytes| String::from_utf8(bytes).expect("output is UTF-8");
     (result, text(out), text(words))
 }

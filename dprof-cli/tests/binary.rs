@@ -75,7 +75,7 @@ fn failures_are_one_line_with_cause_and_remedy_and_their_own_exit_code() {
     let (dir, _) = fleet();
     let dir = dir.path();
     check_failure(&dir.join("none"), &["slowest-spans"], 1, "start dprof-agent with the same --store first");
-    check_failure(dir, &["--store", "cassandra://a/k", "stats"], 1, "has no Cassandra store yet");
+    check_failure(dir, &["--store", "cassandra://a/k", "stats"], 1, "cannot connect to Cassandra at a");
     check_failure(dir, &["slowest-spans", "--limit", "0"], 2, "'--limit <N>'");
     check_failure(dir, &["slowest-spans", "--limt", "5"], 2, "'--limit'");
     check_failure(dir, &["slowest-spans", "--since", "1m", "--until", "2m"], 2, "the window is empty");

@@ -9,6 +9,10 @@
 use crate::flow::Flow;
 use crate::limits::ARRIVALS_MAX;
 
+/// In perf buffers, which have no order over CPUs, each record is preceded by `CLOCK_MONOTONIC` of its making:
+/// nanoseconds in this many bytes. It is gone once the records are merged.
+pub const PERF_STAMP_BYTES: usize = 8;
+
 /// Kind of a record: the first byte of its header.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +39,8 @@ pub enum EventKind {
     Clock = 65,
     /// User space: events lost since the last such record: [`LostEvent`].
     Lost = 66,
+    /// User space: the capture window opened or closed: [`WindowEvent`].
+    Window = 67,
 }
 
 impl EventKind {
@@ -52,6 +58,7 @@ impl EventKind {
             64 => Self::Process,
             65 => Self::Clock,
             66 => Self::Lost,
+            67 => Self::Window,
             _ => return None,
         })
     }
@@ -74,8 +81,13 @@ pub mod flag {
     pub const PASSIVE: u8 = 1 << 5;
     /// Close: the connection was reset (or timed out) rather than closed.
     pub const RESET: u8 = 1 << 6;
+    /// Send, Recv: the socket's stream is not the wire's (kTLS, sockmap, another protocol on top): positions count
+    /// something else than the bytes of the calls.
+    pub const NO_STREAM_POSITION: u8 = 1 << 6;
     /// Listen: the socket stopped listening.
     pub const GONE: u8 = 1 << 7;
+    /// Window: it opened; without it, it closed.
+    pub const OPENED: u8 = 1 << 0;
 }
 
 /// Start of every record, 8 bytes.
@@ -163,7 +175,7 @@ pub struct Arrival {
     pub time_ns: u64,
 }
 
-/// Arrival times of a read that took bytes of more than one segment. 272 bytes.
+/// Arrival times of a read that took bytes of more than one segment. At most 272 bytes: only the filled entries come.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
@@ -289,6 +301,17 @@ pub struct LostEvent {
     pub count: u64,
 }
 
+/// An edge of the capture window: between a closing one and the next opening one no data was captured. 16 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+pub struct WindowEvent {
+    /// Kind `Window`; flag `OPENED`; `size` unused.
+    pub header: EventHeader,
+    /// When the flag was set.
+    pub time_ns: u64,
+}
+
 // The layouts are a wire format (recordings): a change of size is a new recording version.
 const _: () = {
     use core::mem::size_of;
@@ -303,4 +326,5 @@ const _: () = {
     assert!(size_of::<ListenEvent>() == 24);
     assert!(size_of::<ClockEvent>() == 24);
     assert!(size_of::<LostEvent>() == 24);
+    assert!(size_of::<WindowEvent>() == 16);
 };

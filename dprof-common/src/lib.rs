@@ -12,3 +12,5 @@ pub mod limits;
 #[cfg(feature = "user")]
 pub mod model;
 pub mod probe_config;
+#[cfg(feature = "user")]
+pub mod units;

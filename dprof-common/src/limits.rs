@@ -14,6 +14,13 @@ pub const IOVEC_ENTRIES_MAX: usize = 128;
 /// A power of two: the kernel program masks the index.
 pub const ARRIVALS_MAX: usize = 16;
 
+/// Size of the bare record that costs are compared with: about what a message of a small RPC takes.
+pub const FLOOR_BYTES: usize = 176;
+
 /// Default size of the event ring, bytes; a power of two and a multiple of the page.
 /// At 200,000 events of 100 bytes it holds 200 ms.
 pub const RING_BYTES_DEFAULT: u32 = 4 * 1024 * 1024;
+
+/// Sockets whose state is kept where programs cannot reach socket storage: as many as the connections that the agent
+/// remembers. 6 MiB of kernel memory, taken only there.
+pub const SOCKETS_MAX: usize = 16 * 1024;

@@ -55,10 +55,16 @@ pub struct Offsets {
     pub srtt_us: u32,
     /// `tcp_sock.max_window`
     pub max_window: u32,
+    /// `tcp_sock.mss_cache`
+    pub mss_cache: u32,
+    /// `tcp_sock.gso_segs`: segments sent as one, at most
+    pub gso_segs: u32,
     /// `msghdr.msg_iter.count`
     pub msg_left: u32,
     /// `task_struct.flags`
     pub task_flags: u32,
+    /// `task_struct.stack`: lowest address of the kernel stack
+    pub task_stack: u32,
     /// `pt_regs.orig_ax`
     pub regs_nr: u32,
     /// `pt_regs.si`
@@ -71,6 +77,14 @@ pub struct Offsets {
     pub skb_cb: u32,
     /// `sock.sk_protocol`
     pub sk_protocol: u32,
+    /// `sock_common.skc_prot`: which protocol's functions the socket has
+    pub skc_prot: u32,
+    /// `proto.sendmsg`
+    pub proto_sendmsg: u32,
+    /// `proto.recvmsg`
+    pub proto_recvmsg: u32,
+    /// `sock_common.skc_flags`: bits of the kernel's `enum sock_flags`
+    pub skc_flags: u32,
 }
 
 impl Offsets {
@@ -100,14 +114,21 @@ impl Offsets {
         first_tx_mstamp: 0,
         srtt_us: 0,
         max_window: 0,
+        mss_cache: 0,
+        gso_segs: 0,
         msg_left: 0,
         task_flags: 0,
+        task_stack: 0,
         regs_nr: 0,
         regs_arg2: 0,
         regs_arg3: 0,
         regs_result: 0,
         skb_cb: 0,
         sk_protocol: 0,
+        skc_prot: 0,
+        proto_sendmsg: 0,
+        proto_recvmsg: 0,
+        skc_flags: 0,
     };
 }
 
@@ -136,6 +157,18 @@ pub struct ProbeConfig {
     pub filters: u32,
     /// Payload limit of a socket that the agent has not judged yet, bytes.
     pub payload_limit_default: u32,
+    /// Non-zero: the state of sockets is found by their address, for want of socket storage.
+    pub state_by_address: u32,
+    /// Non-zero: `bpf_get_socket_cookie` can be called with a socket; else sockets get ids of our own.
+    pub has_cookie: u32,
+    /// Registers of the running system call: this far above the low end of the kernel stack; 0 = the helper
+    /// `bpf_task_pt_regs` says where.
+    pub regs_from_stack: u32,
     /// Non-zero: kernel-side debug messages through aya-log (never on the path of data when zero).
     pub debug: u32,
+    /// Address of `tcp_sendmsg`: a socket whose calls go elsewhere (kTLS, sockmap) has another stream than the
+    /// wire's. 0 = unknown, nothing is said.
+    pub tcp_sendmsg: u64,
+    /// Address of `tcp_recvmsg`.
+    pub tcp_recvmsg: u64,
 }

@@ -4,6 +4,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
 use dprof_common::probe_config::filter;
 
+use crate::access::Access;
 use crate::maps::{FILTER_CGROUPS, FILTER_NETNS, FILTER_PIDS, FILTER_PORTS, config};
 use crate::sock::TcpSock;
 
@@ -12,7 +13,7 @@ const CGROUP_LEVELS_MAX: i32 = 8;
 
 /// Filters on what a socket is, asked once per socket.
 #[inline(always)]
-pub(crate) fn socket_wanted(sock: TcpSock) -> bool {
+pub(crate) fn socket_wanted<A: Access>(sock: TcpSock<A>) -> bool {
     let filters = config!(filters);
     if filters & filter::PORTS != 0 {
         let (local, peer) = (sock.local_port(), sock.peer_port());

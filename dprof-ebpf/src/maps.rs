@@ -3,12 +3,14 @@
 use core::ffi::c_void;
 use core::ptr;
 
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use dprof_common::drop_reason::DropReason;
 use dprof_common::event::RecvEvent;
-use dprof_common::limits::{ARRIVALS_MAX, PAYLOAD_BYTES_MAX, RING_BYTES_DEFAULT};
+use dprof_common::limits::{ARRIVALS_MAX, PAYLOAD_BYTES_MAX, SOCKETS_MAX};
 use dprof_common::probe_config::ProbeConfig;
+
+use crate::emit::STAMP_BYTES;
 
 /// Set by the agent before loading; frozen, so its values are constants to the verifier.
 #[unsafe(no_mangle)]
@@ -17,7 +19,12 @@ static PROBE_CONFIG: ProbeConfig = ProbeConfig {
     own_tgid: 0,
     filters: 0,
     payload_limit_default: 0,
+    state_by_address: 0,
+    has_cookie: 0,
+    regs_from_stack: 0,
     debug: 0,
+    tcp_sendmsg: 0,
+    tcp_recvmsg: 0,
 };
 
 /// Reads one member of the configuration. Volatile, or the compiler would fold the initial zeros in.
@@ -36,8 +43,27 @@ pub(crate) fn read<T: Copy + 'static>(member: impl FnOnce(&'static ProbeConfig) 
 }
 
 /// The event ring.
+#[cfg(not(feature = "perf"))]
 #[btf_map]
-pub(crate) static EVENTS: RingBuf<u8, { RING_BYTES_DEFAULT as usize }> = RingBuf::new();
+pub(crate) static EVENTS: aya_ebpf::btf_maps::RingBuf<
+    u8,
+    { dprof_common::limits::RING_BYTES_DEFAULT as usize },
+> = aya_ebpf::btf_maps::RingBuf::new();
+
+/// The ring of the bare record: a page where nobody measures.
+#[cfg(not(feature = "perf"))]
+#[btf_map]
+pub(crate) static FLOOR: aya_ebpf::btf_maps::RingBuf<u8, 4096> = aya_ebpf::btf_maps::RingBuf::new();
+
+/// The event buffers, one per CPU.
+#[cfg(feature = "perf")]
+#[btf_map]
+pub(crate) static EVENTS: aya_ebpf::btf_maps::PerfEventByteArray =
+    aya_ebpf::btf_maps::PerfEventByteArray::new();
+
+/// Where a record is filled that is too large for the stack.
+#[btf_map]
+pub(crate) static RECORD: PerCpuArray<Record, 1> = PerCpuArray::new();
 
 /// Losses by [`DropReason`].
 #[btf_map]
@@ -46,6 +72,15 @@ pub(crate) static DROPS: PerCpuArray<u64, { DropReason::COUNT }> = PerCpuArray::
 /// State of each socket; it dies with the socket, so nothing is inherited through a re-used descriptor or port.
 #[btf_map]
 pub(crate) static SOCKETS: SkStorage<SockState> = SkStorage::new();
+
+/// The same by the socket's address, where programs cannot reach socket storage: removed when the socket is
+/// destroyed, and checked against what is inherited all the same.
+#[btf_map]
+pub(crate) static SOCKETS_BY_ADDRESS: HashMap<u64, SockState, SOCKETS_MAX> = HashMap::new();
+
+/// The call that each thread is in, where the hooks do not tell: by thread id.
+#[btf_map]
+pub(crate) static CALLS: LruHashMap<u32, Call, 8192> = LruHashMap::new();
 
 /// Where a record with payload is put together. At most 32 KiB, the kernel's limit for a per-CPU value.
 #[btf_map]
@@ -59,6 +94,18 @@ pub(crate) static LIMITS: LruHashMap<u64, u32, 16384> = LruHashMap::new();
 /// Counts the agent's changes to [`LIMITS`].
 #[btf_map]
 pub(crate) static LIMITS_GENERATION: Array<u32, 1> = Array::new();
+
+/// The capture window: 0 = closed, else its number. Turned by the agent, asked first by every program on data.
+#[btf_map]
+pub(crate) static WINDOW: Array<u32, 1> = Array::new();
+
+/// Number of the open capture window; `None` = none is open.
+#[inline(always)]
+pub(crate) fn open_window() -> Option<u32> {
+    // The verifier turns this look-up into plain loads (all kernels).
+    let window = *WINDOW.get(0)?;
+    if window == 0 { None } else { Some(window) }
+}
 
 /// Ports, local or peer, host order, under filter `PORTS`.
 #[btf_map]
@@ -92,6 +139,8 @@ pub(crate) mod state {
     pub(crate) const ACTIVE: u32 = 1 << 3;
     /// It was accepted.
     pub(crate) const PASSIVE: u32 = 1 << 4;
+    /// Its calls do not go to TCP directly.
+    pub(crate) const NO_STREAM_POSITION: u32 = 1 << 5;
 }
 
 /// One unread segment.
@@ -104,7 +153,7 @@ pub(crate) struct Segment {
     pub(crate) merged: u32,
 }
 
-/// What is kept of a socket: 344 bytes.
+/// What is kept of a socket: 360 bytes.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct SockState {
@@ -112,6 +161,8 @@ pub(crate) struct SockState {
     /// While connecting: when the SYN went out. Then: when the connection was established; 0 if older.
     pub(crate) established_ns: u64,
     pub(crate) connect_ns: u64,
+    /// Its protocol's functions as last looked at: they are exchanged when something is put between.
+    pub(crate) proto: u64,
     /// `write_seq - position`.
     pub(crate) send_isn: u32,
     /// `copied_seq - position`.
@@ -129,9 +180,72 @@ pub(crate) struct SockState {
     pub(crate) sending_ns: u64,
     /// `write_seq` then.
     pub(crate) sending_seq: u32,
+    /// `write_seq` after the last reported write; only kept where writes are seen as the socket is released.
+    pub(crate) sent_seq: u32,
+    /// Ports as the socket holds them: another socket at this address has others.
+    pub(crate) ports: u32,
+    /// What the running read has taken of `segments`.
+    pub(crate) taken: u32,
+    /// Capture window in which this was brought up to date.
+    pub(crate) window: u32,
     /// Explicit padding.
     pub(crate) padding: u32,
     pub(crate) segments: [Segment; ARRIVALS_MAX],
+}
+
+impl SockState {
+    /// Of a socket that nothing is known of.
+    pub(crate) const EMPTY: Self = Self {
+        cookie: 0,
+        established_ns: 0,
+        connect_ns: 0,
+        proto: 0,
+        send_isn: 0,
+        recv_isn: 0,
+        reported_seq: 0,
+        flags: 0,
+        payload_limit: 0,
+        limits_generation: 0,
+        segments_in: 0,
+        segments_out: 0,
+        sending_ns: 0,
+        sending_seq: 0,
+        sent_seq: 0,
+        ports: 0,
+        taken: 0,
+        window: 0,
+        padding: 0,
+        segments: [Segment { time_ns: 0, end_seq: 0, merged: 0 }; ARRIVALS_MAX],
+    };
+}
+
+/// See [`CALLS`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    /// Address of the socket.
+    pub(crate) sk: u64,
+    /// Bytes of the call that were reported already: it slept meanwhile.
+    pub(crate) done: u32,
+    /// Non-zero: its data lies in its buffers.
+    pub(crate) may_read: u32,
+    /// Capture window in which it began.
+    pub(crate) window: u32,
+    /// Explicit padding.
+    pub(crate) padding: u32,
+}
+
+/// Bytes of the largest record without payload.
+pub(crate) const RECORD_BYTES: usize = size_of::<dprof_common::event::ArrivalsEvent>();
+
+/// See [`RECORD`].
+#[repr(C)]
+pub(crate) struct Record {
+    /// Non-zero while a program fills it.
+    pub(crate) busy: u64,
+    /// Room for the stamp that perf buffers want.
+    pub(crate) stamp: u64,
+    pub(crate) record: [u8; RECORD_BYTES],
 }
 
 /// See [`VECTORS`].
@@ -146,16 +260,16 @@ pub(crate) struct VectorProgress {
     pub(crate) count: u32,
 }
 
-/// Bytes one piece of user memory may have, so that any offset below [`PAYLOAD_BYTES_MAX`] plus a piece lies
-/// inside [`Scratch`] whatever the verifier can prove about either.
-pub(crate) const PIECE_BYTES_MAX: usize = 16_256;
+/// Bytes that one copy from user memory takes: any offset below [`PAYLOAD_BYTES_MAX`] plus a copy lies inside
+/// [`Scratch`], whatever the verifier can prove about either, and two copies take all that a call may give.
+pub(crate) const COPY_BYTES_MAX: usize = PAYLOAD_BYTES_MAX / 2;
 
 /// See [`SCRATCH`].
 #[repr(C)]
 pub(crate) struct Scratch {
-    /// Fixed part of the record, right-aligned against the payload.
-    pub(crate) fixed: [u8; size_of::<RecvEvent>()],
-    pub(crate) payload: [u8; PAYLOAD_BYTES_MAX + PIECE_BYTES_MAX],
+    /// Stamp and fixed part of the record, right-aligned against the payload.
+    pub(crate) fixed: [u8; STAMP_BYTES + size_of::<RecvEvent>()],
+    pub(crate) payload: [u8; PAYLOAD_BYTES_MAX + COPY_BYTES_MAX],
     /// Non-zero while a program fills it.
     pub(crate) busy: u64,
     /// State of the walk over `iovec`s. In memory rather than in registers for the verifier (all kernels): it
@@ -164,6 +278,8 @@ pub(crate) struct Scratch {
     pub(crate) iov_count: u64,
     pub(crate) wanted: u32,
     pub(crate) offset: u32,
+    /// Bytes of the call still to be passed over: they were reported before it slept.
+    pub(crate) skip: u64,
 }
 
 const _: () = assert!(size_of::<Scratch>() <= 32 * 1024);

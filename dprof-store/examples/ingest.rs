@@ -1,14 +1,16 @@
-//! Measures the embedded store: `cargo run --release -p dprof-store --example ingest -- [SPANS] [BATCH] [DIR]`.
+//! Measures the embedded store: `cargo run --release -p dprof-store --example ingest -- [SPANS] [BATCH] [DIR] [STEP_US]`.
 //!
 //! Writes generated traces of five RPCs (one request, four calls, a fifth of them with both halves), as one thread
-//! would, then asks the usual questions. Only the calls of the store are timed, not the generator.
+//! would, then asks the usual questions. Only the calls of the store are timed, not the generator. With STEP_US a span
+//! starts every so many microseconds instead of 20, counts per minute are written too, and in the last fifth of the
+//! time `cache` takes three times as long: a store for the questions of `dprof-cli why`.
 #![expect(clippy::print_stdout, reason = "prints its result")]
 #![expect(clippy::disallowed_methods, reason = "a measurement")]
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use dprof_common::model::{EvidenceKind, Link, Span, SpanId};
+use dprof_common::model::{EvidenceKind, Link, Rollup, Span, SpanId};
 use dprof_store::conformance::{EPOCH_NS, Maker, Random, run, slowest, span};
 use dprof_store::{Batch, Order, Reader, Retention, StoreUrl, open_reader, open_writer};
 
@@ -23,12 +25,15 @@ struct Generator {
     n: u64,
     root: SpanId,
     now_ns: u64,
+    step_ns: u64,
+    /// From here on `cache` is slow.
+    slow_from_ns: u64,
 }
 
 impl Generator {
     fn next_span(&mut self) -> Span {
         let random = &mut self.random;
-        self.now_ns += 20_000;
+        self.now_ns += self.step_ns;
         let id = SpanId(random.next() | 1);
         // Log-normal by the sum of uniform numbers; one in 100,000 is slow.
         let e = (0..4).map(|_| random.below(1000)).sum::<u64>() as f64 / 1000.0;
@@ -36,6 +41,8 @@ impl Generator {
         let duration_ns = ((e * 2.0).exp() * 20_000.0) as u64 * slow;
         let service = SERVICES[random.below(10) as usize];
         let operation = OPERATIONS[random.below(10) as usize];
+        let is_slow = self.now_ns >= self.slow_from_ns && service == "cache";
+        let duration_ns = if is_slow { 3 * duration_ns } else { duration_ns };
         let is_root = self.n.is_multiple_of(5);
         self.n += 1;
         if is_root {
@@ -113,6 +120,7 @@ async fn main() {
     let mut number = |default| args.next().map_or(default, |text| text.parse().expect("a number"));
     let (n_spans, batch_spans): (u64, u64) = (number(1_000_000), number(1000));
     let dir = args.next().map_or_else(|| std::env::temp_dir().join("dprof-ingest"), PathBuf::from);
+    let step_us: Option<u64> = args.next().map(|text| text.parse().expect("a number"));
     let _ = std::fs::remove_dir_all(&dir);
 
     let url = StoreUrl::Sqlite(dir.clone());
@@ -124,6 +132,8 @@ async fn main() {
         n: 0,
         root: SpanId(1),
         now_ns: EPOCH_NS,
+        step_ns: step_us.unwrap_or(20) * 1_000,
+        slow_from_ns: step_us.map_or(u64::MAX, |us| EPOCH_NS + n_spans * us * 800),
     };
     let (mut wall, mut cpu, mut worst) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
     let mut some = Vec::new();
@@ -132,7 +142,8 @@ async fn main() {
         if seq % (n_spans / batch_spans / 50).max(1) == 0 {
             some.push(spans[(batch_spans / 2) as usize].clone());
         }
-        let batch = Batch { seq, spans, rollups: Vec::new() };
+        let rollups = if step_us.is_some() { Rollup::of(&spans) } else { Vec::new() };
+        let batch = Batch { seq, spans, rollups };
         let (start, cpu_start) = (Instant::now(), thread_cpu());
         writer.write(&batch).await.expect("writes");
         if seq % 50 == 0 {

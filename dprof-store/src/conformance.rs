@@ -149,6 +149,7 @@ pub fn span(trace_id: TraceId, span_id: SpanId, client: Option<Half>, server: Op
         trace_id,
         span_id,
         link: None,
+        further_links: Vec::new(),
         root: Some(RootKind::Edge),
         flags: SpanFlags::default(),
         probability: 1.0,
@@ -219,6 +220,8 @@ impl Fleet {
                 }
                 let linked = |client, server| Span {
                     link: Some(link),
+                    // A batch for several requests.
+                    further_links: if call == 3 { vec![link, link] } else { Vec::new() },
                     root: None,
                     ..span(trace_id, id, client, server)
                 };
@@ -270,7 +273,7 @@ impl Fleet {
             let own: Vec<Span> =
                 rows.iter().filter(|(of, _)| *of == idx).map(|(_, span)| span.clone()).collect();
             for (n, spans) in own.chunks(97).enumerate() {
-                let batch = Batch { seq: n as u64 + 1, spans: spans.to_vec(), rollups: rollups_of(spans) };
+                let batch = Batch { seq: n as u64 + 1, spans: spans.to_vec(), rollups: Rollup::of(spans) };
                 batches.push((n, idx, batch));
             }
         }
@@ -326,31 +329,6 @@ fn expected(merged: &BTreeMap<SpanId, Span>, query: &SpanQuery) -> Vec<Span> {
         (key, span.span_id)
     });
     spans.into_iter().take(query.limit).cloned().collect()
-}
-
-fn rollups_of(spans: &[Span]) -> Vec<Rollup> {
-    let mut rollups: BTreeMap<RollupKey, Rollup> = BTreeMap::new();
-    for span in spans {
-        for (half, side) in [(&span.client, Side::Client), (&span.server, Side::Server)]
-            .into_iter()
-            .filter_map(|(half, side)| Some((half.as_ref()?, side)))
-        {
-            let key = RollupKey {
-                minute_unix_s: half.times.start_ns / MINUTE_NS * 60,
-                service: half.process.service.clone(),
-                operation: half.operation.clone(),
-                side,
-                protocol: half.protocol.clone(),
-            };
-            rollups.entry(key.clone()).or_insert_with(|| Rollup::new(key)).add(
-                half.times.duration_ns(),
-                half.status.is_error(),
-                half.request_bytes,
-                half.response_bytes,
-            );
-        }
-    }
-    rollups.into_values().collect()
 }
 
 fn is_asked_for(query: &SpanQuery, span: &Span) -> bool {

@@ -1,14 +1,18 @@
-//! Where spans are kept: one pair of traits ([`Writer`], [`Reader`]), an embedded store ([`sqlite`]) and, later,
-//! Cassandra, behind a [`StoreUrl`].
+//! Where spans are kept: one pair of traits ([`Writer`], [`Reader`]), an embedded store ([`sqlite`]) and
+//! [`cassandra`], behind a [`StoreUrl`].
 //!
 //! What a reader would get wrong: a row holds what *one agent run* flushed of an RPC. The same RPC may have
 //! another row from another host; readers merge them by span id ([`dprof_common::model::Span::merge`]), so every
 //! answer of a [`Reader`] is already merged.
 
+pub mod cassandra;
 pub mod conformance;
+mod packed;
+mod rollup_rows;
 pub mod rows;
 pub mod schema;
 mod sqlite;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,6 +20,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use async_trait::async_trait;
+pub use packed::Packed;
+
 use dprof_common::model::{Rollup, RunId, Side, Span, SpanId, Status, TraceId};
 
 /// Which store, as given by `--store`.
@@ -90,6 +96,9 @@ pub enum StoreError {
         /// Ours.
         known: i64,
     },
+    /// Not reachable now, or too slow: it may take the same batch later.
+    #[error("{0}")]
+    Away(String),
     /// No room: the writer stops storing, counts, and tries again.
     #[error("no space left for {0}: storing stops until there is room")]
     Full(String),
@@ -177,11 +186,32 @@ pub trait Writer: Send {
     /// Stores `batch`, all or nothing. [`StoreError::Full`] means: drop or hold it, go on, try again later.
     async fn write(&mut self, batch: &Batch) -> Result<(), StoreError>;
 
+    /// The end that sends, for a store that may be away: batches are then packed here and sent there, each in its
+    /// own time, with a spool between. `None`: the store is a disk of this machine, and [`Writer::write`] is all.
+    fn take_sender(&mut self) -> Option<Box<dyn Sender>> {
+        None
+    }
+
+    /// Fixes keys and bytes of `batch`, so that it can wait, be sent later, or twice. Only where there is a sender.
+    fn pack(&mut self, batch: &Batch) -> Result<Packed, StoreError> {
+        Err(StoreError::Unsupported(format!("batch {}: this store writes at once", batch.seq)))
+    }
+
     /// Housekeeping, called about once a second: seal, expire, checkpoint.
     async fn maintain(&mut self, now_unix_ns: u64) -> Result<(), StoreError>;
 
     /// Makes everything written durable and readable without a log to recover.
     async fn close(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+/// Sends packed batches, of this run or of an earlier one.
+#[async_trait]
+pub trait Sender: Send {
+    /// Stores `packed`. [`StoreError::Away`] means: keep it, and try again later.
+    async fn send(&mut self, packed: &Packed) -> Result<(), StoreError>;
+
+    /// Housekeeping, called about once a second: looks for the store. Whether it is there.
+    async fn maintain(&mut self, now_unix_ns: u64) -> Result<(), StoreError>;
 }
 
 /// Order of spans in an answer.
@@ -262,6 +292,12 @@ pub trait Reader: Send + Sync {
     /// Rollups of the window, one per key and minute and run (not added up).
     async fn rollups(&self, query: &RollupQuery) -> Result<Answer<Rollup>, StoreError>;
 
+    /// The same sums over the window, but hours that lie wholly in it may come as one row each: for those who add
+    /// them up anyway.
+    async fn rollup_sums(&self, query: &RollupQuery) -> Result<Answer<Rollup>, StoreError> {
+        self.rollups(query).await
+    }
+
     /// Every run that the store knows, newest first.
     async fn runs(&self) -> Result<Vec<RunInfo>, StoreError>;
 }
@@ -269,8 +305,9 @@ pub trait Reader: Send + Sync {
 /// Opens a store for writing by the agent of `run`, which watches the network namespaces `netns` (inodes).
 ///
 /// Creates the store if there is none. Two agents may share a store, but not a network namespace:
-/// [`StoreError::Busy`]. [`Retention`] is for embedded stores; Cassandra's tables carry their own.
-#[expect(clippy::unused_async, reason = "Cassandra connects")]
+/// [`StoreError::Busy`]. [`Retention`] is for embedded stores; Cassandra's tables carry
+/// their own, and its writer connects later: it never fails here.
+#[allow(clippy::unused_async, reason = "asked of both stores alike; a later one may connect here")]
 pub async fn open_writer(
     url: &StoreUrl,
     run: &RunInfo,
@@ -279,19 +316,15 @@ pub async fn open_writer(
 ) -> Result<Box<dyn Writer>, StoreError> {
     match url {
         StoreUrl::Sqlite(dir) => sqlite::open_writer(dir, run, retention, netns),
-        StoreUrl::Cassandra { .. } => Err(no_cassandra(url)),
+        StoreUrl::Cassandra { hosts, keyspace } => Ok(cassandra::open_writer(hosts, keyspace, run)),
     }
 }
 
-/// Opens a store for reading; [`StoreError::NotFound`] if there is none.
-#[expect(clippy::unused_async, reason = "Cassandra connects")]
+/// Opens a store for reading; [`StoreError::NotFound`] if there is none, [`StoreError::Away`] within 5 s if it does
+/// not answer.
 pub async fn open_reader(url: &StoreUrl) -> Result<Box<dyn Reader>, StoreError> {
     match url {
         StoreUrl::Sqlite(dir) => sqlite::open_reader(dir),
-        StoreUrl::Cassandra { .. } => Err(no_cassandra(url)),
+        StoreUrl::Cassandra { hosts, keyspace } => cassandra::open_reader(hosts, keyspace).await,
     }
-}
-
-fn no_cassandra(url: &StoreUrl) -> StoreError {
-    StoreError::Unsupported(format!("{url}: this version has no Cassandra store yet, use sqlite:DIR"))
 }

@@ -88,6 +88,20 @@ struct PackedSpan {
     client: Option<PackedHalf>,
     #[prost(message, optional, tag = "9")]
     server: Option<PackedHalf>,
+    /// Causes beyond the first, of a call that serves several requests.
+    #[prost(message, repeated, tag = "10")]
+    further: Vec<PackedLink>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PackedLink {
+    #[prost(fixed64, tag = "1")]
+    parent: u64,
+    /// [`EvidenceKind`].
+    #[prost(uint32, tag = "2")]
+    evidence: u32,
+    #[prost(float, optional, tag = "3")]
+    confidence: Option<f32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -197,6 +211,15 @@ pub fn pack_body<D: Dictionary>(span: &Span, base_ns: u64, dictionary: &mut D) -
         reason: span.reason as u32,
         client: half(&span.client, dictionary)?,
         server: half(&span.server, dictionary)?,
+        further: span
+            .further_links
+            .iter()
+            .map(|link| PackedLink {
+                parent: link.parent.0,
+                evidence: link.evidence as u32,
+                confidence: link.confidence,
+            })
+            .collect(),
     };
     let len = packed.encoded_len();
     let mut body = Vec::with_capacity(1 + len);
@@ -224,15 +247,12 @@ pub fn unpack_body<L: Lookup>(
     let packed = decode_body(body)?;
     let link = match packed.evidence {
         0 => None,
-        number => Some(Link {
-            parent: SpanId(packed.parent),
-            evidence: u8::try_from(number)
-                .ok()
-                .and_then(EvidenceKind::from_u8)
-                .ok_or_else(|| damaged("unknown evidence"))?,
-            confidence: packed.confidence,
-        }),
+        evidence => {
+            let (parent, confidence) = (packed.parent, packed.confidence);
+            Some(unpack_link(&PackedLink { parent, evidence, confidence })?)
+        }
     };
+    let further_links = packed.further.iter().map(unpack_link).collect::<Result<_, _>>()?;
     let root = match packed.root {
         0 => None,
         number => Some(
@@ -249,6 +269,7 @@ pub fn unpack_body<L: Lookup>(
         trace_id,
         span_id,
         link,
+        further_links,
         root,
         flags: SpanFlags(packed.flags),
         probability: packed.probability.unwrap_or(1.0),
@@ -258,6 +279,17 @@ pub fn unpack_body<L: Lookup>(
             .ok_or_else(|| damaged("unknown reason"))?,
         client: packed.client.map(|half| unpack_half(half, base_ns, lookup)).transpose()?,
         server: packed.server.map(|half| unpack_half(half, base_ns, lookup)).transpose()?,
+    })
+}
+
+fn unpack_link(packed: &PackedLink) -> Result<Link, RowError> {
+    Ok(Link {
+        parent: SpanId(packed.parent),
+        evidence: u8::try_from(packed.evidence)
+            .ok()
+            .and_then(EvidenceKind::from_u8)
+            .ok_or_else(|| damaged("unknown evidence"))?,
+        confidence: packed.confidence,
     })
 }
 
@@ -576,23 +608,27 @@ mod tests {
     }
 
     fn span() -> impl Strategy<Value = Span> {
-        let link = (any::<u64>(), 1..8_u8, prop::option::of(0.0..=1.0_f32)).prop_map(
-            |(parent, evidence, confidence)| Link {
-                parent: SpanId(parent),
-                evidence: EvidenceKind::from_u8(evidence).expect("1 to 7"),
-                confidence,
-            },
-        );
+        let link = || {
+            (any::<u64>(), 1..8_u8, prop::option::of(0.0..=1.0_f32)).prop_map(
+                |(parent, evidence, confidence)| Link {
+                    parent: SpanId(parent),
+                    evidence: EvidenceKind::from_u8(evidence).expect("1 to 7"),
+                    confidence,
+                },
+            )
+        };
+        let links = (prop::option::of(link()), prop::collection::vec(link(), 0..3));
         let halves = prop_oneof![
             half().prop_map(|half| (Some(half), None)),
             half().prop_map(|half| (None, Some(half))),
             (half(), half()).prop_map(|(client, server)| (Some(client), Some(server))),
         ];
         let numbers = (any::<u128>(), any::<u64>(), any::<u32>(), 0.0..=1.0_f64, 0..3_u8, 1..6_u8);
-        (prop::option::of(link), halves, numbers).prop_map(|(link, (client, server), n)| Span {
+        (links, halves, numbers).prop_map(|((link, further_links), (client, server), n)| Span {
             trace_id: TraceId(n.0),
             span_id: SpanId(n.1),
             link,
+            further_links,
             root: RootKind::from_u8(n.4),
             flags: SpanFlags(n.2),
             probability: n.3,

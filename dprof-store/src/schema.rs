@@ -7,8 +7,14 @@
 
 use dprof_common::model::{Span, SpanFlags, Status};
 
-/// Version of the tables, in `PRAGMA user_version`, and of `run.json`. Newer ones are refused.
-pub const SCHEMA_VERSION: i64 = 1;
+/// Version of the tables, in `PRAGMA user_version`, and of `run.json`. Newer ones are refused, older ones read:
+/// what they lack is absent from answers.
+///
+/// | version | new |
+/// |---|---|
+/// | 1 | |
+/// | 2 | `rollups.keys` (some stores of version 1 have it too) |
+pub const SCHEMA_VERSION: i64 = 2;
 
 /// `PRAGMA application_id`: "dpro".
 pub const APPLICATION_ID: i64 = 0x6470_726f;
@@ -40,7 +46,7 @@ CREATE TABLE groups(grp INTEGER PRIMARY KEY, n INTEGER NOT NULL, start_min INTEG
 CREATE TABLE rollups(id INTEGER PRIMARY KEY, minute INTEGER NOT NULL, service INTEGER NOT NULL,
     operation INTEGER NOT NULL, side INTEGER NOT NULL, protocol INTEGER NOT NULL, count INTEGER NOT NULL,
     errors INTEGER NOT NULL, sum_ns INTEGER NOT NULL, min_ns INTEGER NOT NULL, max_ns INTEGER NOT NULL,
-    request_bytes INTEGER NOT NULL, response_bytes INTEGER NOT NULL, sketch BLOB NOT NULL);
+    request_bytes INTEGER NOT NULL, response_bytes INTEGER NOT NULL, sketch BLOB NOT NULL, keys BLOB);
 -- for people with the sqlite3 program
 CREATE VIEW span_list AS SELECT printf('%016x%016x', trace_hi, trace_lo) AS trace_id,
     printf('%016x', span_id) AS span_id, strftime('%Y-%m-%dT%H:%M:%fZ', (base_ns + start) / 1e9, 'unixepoch') AS start,

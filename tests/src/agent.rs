@@ -51,6 +51,11 @@ impl Agent {
     ) -> Result<Self> {
         let socket = folder.join("agent.sock");
         command.args(["--store", store, "--socket"]).arg(&socket).args(arguments);
+        for (variable, option) in [("DPROF_TEST_BACKEND", "--backend"), ("DPROF_TEST_EVENTS", "--events")] {
+            if let Ok(name) = env::var(variable) {
+                command.args([option, &name]);
+            }
+        }
         let mut program = Program::start("dprof-agent", folder, command)?;
         program.wait_until(READY_WITHIN, "is ready", |program| {
             program.stderr().lines().any(|line| line.contains(READY)).then_some(())

@@ -3,7 +3,11 @@
 //!
 //! | tier | variable | needs |
 //! |---|---|---|
+//! | cassandra | `DPROF_TEST_CASSANDRA=127.0.0.1,127.0.0.2,127.0.0.3` | `cargo xtask cassandra up --nodes 3 --sync-every-write` |
 //! | live | `DPROF_TEST_LIVE=1` | root, a kernel with BTF, the subjects that `cargo xtask setup` installs |
+//! | accuracy | `DPROF_TEST_ACCURACY=1` | the same |
 
+mod accuracy;
+mod cassandra;
 mod harness;
 mod live;

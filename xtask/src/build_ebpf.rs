@@ -1,4 +1,4 @@
-//! `cargo xtask build-ebpf`: compiles `dprof-ebpf` into the object that the agent embeds.
+//! `cargo xtask build-ebpf`: compiles `dprof-ebpf` into the objects that the agent embeds.
 
 use std::fs;
 use std::path::Path;
@@ -23,9 +23,13 @@ pub(crate) fn build(steps: &Steps) -> Result<()> {
     let folder = paths::root().join("dprof-ebpf");
     // Per tool chain: cargo would otherwise build everything anew whenever the other one is used.
     let target = folder.join("target").join(toolchain.id());
-    let mut command = toolchain.cargo_build(&folder, &target, &toolchain::bpf_linker()?)?;
-    steps.run(&format!("kernel programs ({})", toolchain.name), &mut command)?;
-    publish(&target.join("bpfel-unknown-none/release/dprof-ebpf"), &paths::ebpf_object())
+    for (name, features) in paths::EBPF_OBJECTS {
+        let mut command = toolchain.cargo_build(&folder, &target, &toolchain::bpf_linker()?)?;
+        command.args(["--features", features]);
+        steps.run(&format!("{name} ({})", toolchain.name), &mut command)?;
+        publish(&target.join("bpfel-unknown-none/release/dprof-ebpf"), &paths::ebpf_object(name))?;
+    }
+    Ok(())
 }
 
 /// Copies the object unless it is the same already: a newer file would have cargo compile the agent anew.

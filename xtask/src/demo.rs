@@ -15,6 +15,7 @@ use dprof_tests::program::Program;
 use dprof_tests::subject::{self, Subject, find};
 use dprof_tests::{cli, poll};
 
+use crate::cassandra::RunningRing;
 use crate::interrupt::Interrupt;
 use crate::setup::{self, Missing, Need};
 use crate::step::{Steps, say};
@@ -29,23 +30,41 @@ const RECORDING: &str = "tests/data/demo.dprof";
 /// What the load does through the proxy: `redis-benchmark` options.
 const LOAD: [&str; 6] = ["-n", "20000", "-c", "8", "-t", "set,get"];
 
-/// Runs the demo, or replays it.
-pub(crate) fn run() -> Result<()> {
+/// Runs the demo, or replays it; on a Cassandra ring of its own if that is asked for.
+pub(crate) fn run(on_cassandra: bool) -> Result<()> {
     let steps = Steps::new()?;
     let folder = tempfile::Builder::new().prefix("dprof-demo-").tempdir().context("create a folder")?;
-    let store = match prepare(&steps) {
-        Ok(()) => capture(&steps, folder.path())?,
-        Err(error) => match error.downcast::<Missing>() {
-            Ok(missing) => {
-                say(&format!("{missing}\nInstead, a recording of this demo is replayed."));
-                build::workspace(&steps)?;
-                replay(folder.path())?
-            }
-            Err(error) => return Err(error),
-        },
+    let can_capture = match prepare(&steps) {
+        Ok(()) => true,
+        Err(error) => {
+            let missing = error.downcast::<Missing>()?;
+            say(&format!("{missing}\nInstead, a recording of this demo is replayed."));
+            build::workspace(&steps)?;
+            false
+        }
     };
+    let ring = if on_cassandra { Some(RunningRing::start(&steps)?) } else { None };
+    let store = match &ring {
+        Some(ring) => {
+            let store = format!("cassandra://{}/dprof", ring.hosts());
+            shown(&store, &["store", "init"])?;
+            store
+        }
+        None => format!("sqlite:{}", folder.path().join("store").display()),
+    };
+    if can_capture {
+        capture(&steps, folder.path(), &store)?;
+    } else {
+        replay(folder.path(), &store)?;
+    }
     steps.interrupt().check()?;
     show(&store)?;
+    if on_cassandra {
+        shown(&store, &["store", "info"])?;
+    }
+    if let Some(ring) = ring {
+        ring.stop()?;
+    }
     what_next();
     Ok(())
 }
@@ -67,8 +86,8 @@ fn prepare(steps: &Steps) -> Result<()> {
     Ok(())
 }
 
-/// Runs the programs, the load and the agent in `folder`; the store.
-fn capture(steps: &Steps, folder: &Path) -> Result<String> {
+/// Runs the programs, the load and the agent in `folder`.
+fn capture(steps: &Steps, folder: &Path, store: &str) -> Result<()> {
     let redis = subject::redis(folder)?;
     let proxy = subject::nutcracker(folder, &[&redis])?;
     let ports = format!("{},{}", redis.port, proxy.port);
@@ -76,17 +95,17 @@ fn capture(steps: &Steps, folder: &Path) -> Result<String> {
         "redis-server on port {}, nutcracker before it on port {}, dprof-agent watches both",
         redis.port, proxy.port
     ));
-    let mut options = vec!["--port", &ports];
+    let spool = folder.join("spool").display().to_string();
+    let mut options = vec!["--port", &ports, "--spool", &spool];
     let record = env::var(RECORD_VARIABLE).ok();
     if let Some(file) = &record {
         options.extend(["--record", file, "--record-redacted"]);
     }
-    let agent = Agent::start(folder, &options)?;
+    let agent = Agent::start_with(folder, store, &mut Command::new(binary("dprof-agent")), &options)?;
     put_under_load(steps.interrupt(), folder, &redis, &proxy, record.is_some())?;
-    let store = agent.store.clone();
     let ended = agent.stop()?;
     say(ended.stderr.trim_end());
-    Ok(store)
+    Ok(())
 }
 
 /// Names a file into which the demo is recorded, with less load: for those who renew the checked-in one.
@@ -135,17 +154,16 @@ fn redis_cli(port: &str, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Replays the checked-in recording into a store in `folder`.
-fn replay(folder: &Path) -> Result<String> {
+/// Replays the checked-in recording into the store.
+fn replay(folder: &Path, store: &str) -> Result<()> {
     let recording = paths::root().join(RECORDING);
-    let store = format!("sqlite:{}", folder.join("store").display());
     let mut agent = Command::new(binary("dprof-agent"));
-    let output = agent.args(["--store", &store, "--replay"]).arg(&recording).output();
-    let output = output.context("start dprof-agent")?;
+    agent.args(["--store", store, "--spool"]).arg(folder.join("spool"));
+    let output = agent.arg("--replay").arg(&recording).output().context("start dprof-agent")?;
     if !output.status.success() {
         bail!("replay {RECORDING}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    Ok(store)
+    Ok(())
 }
 
 /// The answers.

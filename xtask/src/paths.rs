@@ -13,10 +13,13 @@ pub(crate) fn root() -> PathBuf {
     crate_folder.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
-/// The object with the kernel programs. Always under the workspace, whatever `CARGO_TARGET_DIR` says: the
-/// agent's build script looks there.
-pub(crate) fn ebpf_object() -> PathBuf {
-    root().join("target/ebpf/dprof-ebpf.o")
+/// Objects with the kernel programs, and the features that each is built with: events through the ring buffer, or
+/// through perf buffers, of which the map's type is a part.
+pub(crate) const EBPF_OBJECTS: [(&str, &str); 2] = [("dprof-ebpf.o", ""), ("dprof-ebpf-perf.o", "perf")];
+
+/// One of them. Always under the workspace, whatever `CARGO_TARGET_DIR` says: the agent's build script looks there.
+pub(crate) fn ebpf_object(name: &str) -> PathBuf {
+    root().join("target/ebpf").join(name)
 }
 
 /// What xtask installs for itself: outside the repository, so that every checkout shares it.

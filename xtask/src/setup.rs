@@ -26,8 +26,16 @@ impl Need {
     pub(crate) const EBPF: Self = Self(1);
     /// To run the demo.
     pub(crate) const DEMO: Self = Self(2 | Self::EBPF.0);
+    /// To run a Cassandra ring.
+    pub(crate) const CASSANDRA: Self = Self(8);
     /// To run every test tier.
-    pub(crate) const TEST: Self = Self(4 | Self::DEMO.0);
+    pub(crate) const TEST: Self = Self(4 | Self::DEMO.0 | Self::BENCH_ENGINE.0 | Self::CASSANDRA.0);
+    /// To boot kernels in virtual machines.
+    pub(crate) const VM: Self = Self(64 | Self::DEMO.0);
+    /// To count the engine's instructions.
+    pub(crate) const BENCH_ENGINE: Self = Self(16);
+    /// To measure what an agent costs.
+    pub(crate) const BENCH_OVERHEAD: Self = Self(32 | Self::EBPF.0);
 
     const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
@@ -41,14 +49,32 @@ struct Tool {
     need: Need,
 }
 
-const TOOLS: [Tool; 7] = [
+const TOOLS: &[Tool] = &[
     Tool { program: "cc", packages: &["gcc", "libc6-dev"], need: Need::EBPF },
     Tool { program: "redis-server", packages: &["redis-server"], need: Need::DEMO },
     Tool { program: "redis-cli", packages: &["redis-tools"], need: Need::DEMO },
     Tool { program: "redis-benchmark", packages: &["redis-tools"], need: Need::DEMO },
     Tool { program: "nutcracker", packages: &["nutcracker"], need: Need::DEMO },
+    Tool { program: "nginx", packages: &["nginx"], need: Need::VM },
+    Tool { program: "haproxy", packages: &["haproxy"], need: Need::TEST },
+    Tool { program: "memcached", packages: &["memcached"], need: Need::TEST },
+    Tool { program: "openssl", packages: &["openssl"], need: Need::TEST },
+    Tool { program: "tshark", packages: &["tshark"], need: Need::TEST },
+    Tool { program: "valgrind", packages: &["valgrind"], need: Need::BENCH_ENGINE },
+    Tool { program: "memcached", packages: &["memcached"], need: Need::BENCH_OVERHEAD },
+    Tool { program: "wrk", packages: &["wrk"], need: Need::BENCH_OVERHEAD },
+    Tool { program: "redis-server", packages: &["redis-server"], need: Need::BENCH_OVERHEAD },
+    Tool { program: "redis-benchmark", packages: &["redis-tools"], need: Need::BENCH_OVERHEAD },
+    Tool { program: "nginx", packages: &["nginx"], need: Need::BENCH_OVERHEAD },
+    Tool { program: "nsenter", packages: &["util-linux"], need: Need::TEST },
+    Tool { program: "ip", packages: &["iproute2"], need: Need::VM },
     Tool { program: "nginx", packages: &["nginx"], need: Need::TEST },
     Tool { program: "ip", packages: &["iproute2"], need: Need::TEST },
+    Tool { program: "qemu-system-x86_64", packages: &["qemu-system-x86"], need: Need::VM },
+    Tool { program: "busybox", packages: &["busybox-static"], need: Need::VM },
+    Tool { program: "strip", packages: &["binutils"], need: Need::VM },
+    Tool { program: "java", packages: &["openjdk-17-jdk-headless"], need: Need::CASSANDRA },
+    Tool { program: "mvn", packages: &["maven"], need: Need::CASSANDRA },
 ];
 
 /// What is missing and cannot be installed by us: the message.
@@ -80,16 +106,18 @@ pub(crate) fn ensure(steps: &Steps, need: Need) -> Result<()> {
 /// processor.
 pub(crate) fn ensure_beside(steps: &Steps, need: Need, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let missing = missing_programs(need);
-    let compiler = toolchain::find().is_none();
+    let ebpf = need.contains(Need::EBPF);
+    let compiler = ebpf && toolchain::find().is_none();
     let mut packages: Vec<&str> = missing.iter().flat_map(|tool| tool.packages).copied().collect();
     if compiler {
         packages.extend(toolchain::DEBIAN_PACKAGES);
     }
+    packages.sort_unstable();
     packages.dedup();
     if !packages.is_empty() && !can_install() {
         return Err(Missing(message(&missing, compiler, &packages)).into());
     }
-    if packages.is_empty() && toolchain::bpf_linker()?.is_file() {
+    if packages.is_empty() && (!ebpf || toolchain::bpf_linker()?.is_file()) {
         return Ok(());
     }
     // A linker for Rust programs was needed to get here, so bpf-linker need not wait for the packages, unless
@@ -98,16 +126,16 @@ pub(crate) fn ensure_beside(steps: &Steps, need: Need, work: impl FnOnce() -> Re
     thread::scope(|scope| {
         let installing = scope.spawn(|| {
             install_packages(steps, &packages)?;
-            if linker_later { install_linker(steps) } else { Ok(()) }
+            if ebpf && linker_later { install_linker(steps) } else { Ok(()) }
         });
-        let linking = scope.spawn(|| if linker_later { Ok(()) } else { install_linker(steps) });
+        let linking = scope.spawn(|| if !ebpf || linker_later { Ok(()) } else { install_linker(steps) });
         let worked = work();
         for thread in [installing, linking] {
             thread.join().map_err(|_| anyhow!("set-up panicked"))??;
         }
         worked
     })?;
-    if toolchain::find().is_none() {
+    if ebpf && toolchain::find().is_none() {
         bail!("{}", message(&[], true, &toolchain::DEBIAN_PACKAGES));
     }
     Ok(())
@@ -176,7 +204,7 @@ fn install_packages(steps: &Steps, packages: &[&str]) -> Result<()> {
 }
 
 /// Packages that bring a service of the same name. We run these programs ourselves, on ports of our own.
-const SERVICES: [&str; 3] = ["redis-server", "nutcracker", "nginx"];
+const SERVICES: [&str; 5] = ["redis-server", "nutcracker", "nginx", "haproxy", "memcached"];
 
 /// While this lives, Debian's packages start no service: the policy that `invoke-rc.d` asks says no. A policy
 /// of the machine's own is left as it is, and decides.

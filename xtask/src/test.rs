@@ -11,12 +11,14 @@ use std::{io, thread};
 
 use anyhow::{Context as _, Result, bail};
 
+use dprof_tests::cassandra::VERSION;
 use dprof_tests::clock;
 
+use crate::cassandra::RunningRing;
 use crate::interrupt::Interrupt;
 use crate::setup::Need;
 use crate::step::{Steps, say};
-use crate::{build, paths};
+use crate::{bench, build, cassandra, check, paths};
 
 /// A part of the tests with a budget: the whole must stay within the half hour of a CI machine.
 struct Tier {
@@ -26,6 +28,8 @@ struct Tier {
     arguments: &'static [&'static str],
     /// Variable that turns it on in the binary `tiers`.
     variable: Option<&'static str>,
+    /// Whether it needs a Cassandra ring: the variable then has its contact points.
+    ring: bool,
 }
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -33,17 +37,33 @@ const MINUTE: Duration = Duration::from_mins(1);
 /// Downloads, bpf-linker and everything else on two cores; some seconds when nothing changed.
 const BUILD_BUDGET: Duration = MINUTE.saturating_mul(17);
 
-const TIERS: [Tier; 2] = [
+/// Formatting, clippy, documentation: everything is checked once more than it was compiled, dependencies too.
+const CHECK_BUDGET: Duration = MINUTE.saturating_mul(6);
+
+const TIERS: &[Tier] = &[
     // No kernel, no network but loopback: the engine, the store and the reader on data.
-    Tier { name: "pure", budget: MINUTE.saturating_mul(3), arguments: &[], variable: None },
+    Tier { name: "pure", budget: MINUTE.saturating_mul(3), arguments: &[], variable: None, ring: false },
     // Real programs under the agent on this kernel; one at a time, since each counts all that it sees.
     Tier {
         name: "live",
         budget: MINUTE.saturating_mul(7),
         arguments: &["--test", "tiers", "--", "--test-threads=1", "live::"],
         variable: Some("DPROF_TEST_LIVE"),
+        ring: false,
+    },
+    // The store's conformance suite, faults and the spool on one ring of three, which some tests stop.
+    Tier {
+        name: "cassandra",
+        budget: MINUTE.saturating_mul(6),
+        arguments: &["--lib", "--test", "tiers", "--", "--test-threads=1", "cassandra::"],
+        variable: Some("DPROF_TEST_CASSANDRA"),
+        ring: true,
     },
 ];
+
+/// Instructions of the engine, counted on some thousand events per workload: a build of its own and callgrind, 75 s
+/// when nothing else runs.
+const COST_BUDGET: Duration = MINUTE.saturating_mul(3);
 
 /// How often the deadline and the signals are looked at while nothing is printed.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -73,14 +93,26 @@ fn run_tiers(rows: &mut Vec<Row>) -> Result<()> {
     let started = clock::now();
     let steps = Steps::new()?;
     build::everything(&steps, Need::TEST)?;
+    cassandra::fetch(&steps, VERSION)?;
     let took = started.elapsed();
     rows.push(Row { name: "set-up, build", took, budget: BUILD_BUDGET, passed: None });
     if took > BUILD_BUDGET {
         bail!("set-up and build took {} s, more than their budget", took.as_secs());
     }
-    for tier in &TIERS {
+    let started = clock::now();
+    check::look(&steps)?;
+    rows.push(Row { name: "check", took: started.elapsed(), budget: CHECK_BUDGET, passed: None });
+    if started.elapsed() > CHECK_BUDGET {
+        bail!("the check took {} s, more than its budget", started.elapsed().as_secs());
+    }
+    for tier in TIERS {
         let started = clock::now();
-        let passed = run_tier(tier, started + tier.budget, steps.interrupt())?;
+        let ring = if tier.ring { Some(RunningRing::start(&steps)?) } else { None };
+        let value = ring.as_ref().map_or_else(|| "1".to_owned(), RunningRing::hosts);
+        let passed = run_tier(tier, &value, started + tier.budget, steps.interrupt())?;
+        if let Some(ring) = ring {
+            ring.stop()?;
+        }
         rows.push(Row {
             name: tier.name,
             took: started.elapsed(),
@@ -91,15 +123,22 @@ fn run_tiers(rows: &mut Vec<Row>) -> Result<()> {
             bail!("tier {}: no test ran", tier.name);
         }
     }
+    let started = clock::now();
+    bench::engine::check(&steps)?;
+    let took = started.elapsed();
+    rows.push(Row { name: "engine's cost", took, budget: COST_BUDGET, passed: None });
+    if took > COST_BUDGET {
+        bail!("counting the engine's instructions took {} s, more than its budget", took.as_secs());
+    }
     Ok(())
 }
 
 /// Runs one tier until `deadline`; how many tests passed.
-fn run_tier(tier: &Tier, deadline: Instant, interrupt: &Interrupt) -> Result<u64> {
+fn run_tier(tier: &Tier, value: &str, deadline: Instant, interrupt: &Interrupt) -> Result<u64> {
     let mut command = Command::new("cargo");
     command.current_dir(paths::root()).args(["test", "--workspace"]).args(tier.arguments);
     if let Some(variable) = tier.variable {
-        command.env(variable, "1");
+        command.env(variable, value);
     }
     // In a process group of its own, so that cargo and the test binary can be ended together.
     let mut child = command.process_group(0).stdout(Stdio::piped()).spawn().context("start cargo test")?;

@@ -37,6 +37,12 @@ impl Engine {
             self.local_addresses.insert(socket.local.ip());
         }
         socket.last_used = self.counters.records;
+        if self.is_before_window(open) {
+            socket.cut(open.time_ns);
+        }
+        if socket.role == Role::Unknown {
+            self.linker.joined((open.pid_tgid >> 32) as u32, self.clock.now_ns());
+        }
         self.sockets.insert(open.sock, socket);
     }
 
@@ -60,6 +66,7 @@ impl Engine {
 
     pub(super) fn send(&mut self, send: &SendEvent, payload: &[u8], out: &mut Output) {
         self.see(send.time_ns);
+        self.judge_stream(send.sock, send.header.flags);
         let departed = send.unsent < send.header.size;
         let call = Call {
             direction: Direction::Out,
@@ -79,6 +86,7 @@ impl Engine {
 
     pub(super) fn recv(&mut self, recv: &RecvEvent, payload: &[u8], out: &mut Output) {
         self.see(recv.read_ns);
+        self.judge_stream(recv.sock, recv.header.flags);
         let wire = if recv.header.flags & flag::NO_ARRIVAL != 0 {
             Wire::Unknown
         } else {
@@ -97,10 +105,22 @@ impl Engine {
         self.call(recv.sock, call, 0, payload, out);
     }
 
+    /// Where the kernel says that a socket's stream is not the wire's, sizes are counted from now on.
+    fn judge_stream(&mut self, cookie: u64, flags: u8) {
+        if flags & flag::NO_STREAM_POSITION != 0
+            && let Some(socket) = self.sockets.get_mut(&cookie)
+            && !socket.positions.is_counted()
+        {
+            socket.positions.count();
+            self.counters.positions_counted += 1;
+        }
+    }
+
     /// One call: its place in the stream is found at once, or it waits with those that follow.
     fn call(&mut self, cookie: u64, mut call: Call, srtt_us: u32, payload: &[u8], out: &mut Output) {
         let Some(mut socket) = self.sockets.remove(&cookie) else {
             self.counters.calls_without_socket += 1;
+            self.linker.disturbed(call.tgid);
             return;
         };
         socket.last_used = self.counters.records;
@@ -119,6 +139,11 @@ impl Engine {
             match socket.place(&call) {
                 Place::Fits { start } => {
                     socket.positions.fitted(call.direction);
+                    let chunk = Chunk { call, start, size: u64::from(call.size), payload };
+                    self.deliver(&mut socket, &chunk, out);
+                }
+                Place::AfterGap { start, missing } if socket.missed[call.direction.idx()] => {
+                    self.skip_unseen(&mut socket, call.direction, start, missing);
                     let chunk = Chunk { call, start, size: u64::from(call.size), payload };
                     self.deliver(&mut socket, &chunk, out);
                 }
@@ -163,7 +188,7 @@ impl Engine {
         }
     }
 
-    fn give_up(&mut self, socket: &mut Socket, out: &mut Output) {
+    pub(super) fn give_up(&mut self, socket: &mut Socket, out: &mut Output) {
         let now_ns = self.clock.now_ns();
         let lost = self.last_lost_ns.is_some_and(|lost_ns| now_ns.saturating_sub(lost_ns) < LOSS_MEMORY_NS);
         let mut positions = socket.positions;
@@ -184,20 +209,21 @@ impl Engine {
                 Place::AfterGap { start, missing } => {
                     self.counters.gaps += 1;
                     self.counters.gap_bytes += missing;
-                    for evidence in &mut self.evidence {
-                        evidence.disturbed(call.tgid);
-                    }
+                    self.linker.disturbed(call.tgid);
+                    socket.after_gap_ns = Some(call.hook_ns);
+                    socket.timelines[call.direction.idx()].gap(start, &call);
                     let mut parsed = std::mem::take(&mut self.parsed);
                     socket.gap(call.direction, start - missing, missing, &mut parsed);
                     socket.positions.advance(call.direction, start);
                     self.parsed(socket, None, &mut parsed);
                     self.parsed = parsed;
                     self.deliver(socket, &chunk(start), out);
+                    socket.after_gap_ns = None;
                 }
                 Place::Overlaps { start } => {
                     self.counters.overlaps += 1;
                     let next = socket.positions.next(call.direction).unwrap_or(start);
-                    let rest = chunk(start).from_pos(next);
+                    let rest = chunk(start).after(next);
                     if rest.size > 0 {
                         self.deliver(socket, &rest, out);
                     }
@@ -220,8 +246,11 @@ impl Engine {
         let arrivals = if direction == Direction::In { &mut socket.arrivals } else { &mut none };
         let merged = socket.timelines[direction.idx()].push(chunk, arrivals);
         self.counters.timelines_merged += u64::from(merged);
+        socket.missed[direction.idx()] = false;
         socket.previous_call_ns = socket.last_call_ns;
         socket.last_call_ns = chunk.call.hook_ns;
+        socket.last_tgid = chunk.call.tgid;
+        self.linker.bytes(socket.cookie, chunk);
         let mut parsed = std::mem::take(&mut self.parsed);
         socket.feed(chunk, self.grammar, &mut parsed);
         self.parsed(socket, Some(chunk), &mut parsed);
@@ -229,7 +258,7 @@ impl Engine {
         socket.positions.advance(direction, chunk.end());
         socket.trim();
         if let Some(bytes) = socket.changed_payload_limit() {
-            self.counters.unrecognised += u64::from(socket.is_unrecognised());
+            self.counters.unrecognised += u64::from(socket.newly_unrecognised());
             out.payload_limits.push((socket.cookie, bytes));
         }
     }
@@ -249,21 +278,31 @@ impl Engine {
     }
 
     /// What a parser said. Changes of protocol feed the rest of `chunk` again.
-    fn parsed(&mut self, socket: &mut Socket, chunk: Option<&Chunk<'_>>, parsed: &mut Vec<Parsed>) {
+    pub(super) fn parsed(
+        &mut self,
+        socket: &mut Socket,
+        chunk: Option<&Chunk<'_>>,
+        parsed: &mut Vec<Parsed>,
+    ) {
         for _ in 0..TRANSITIONS_MAX {
             let mut transition = None;
             self.messages(socket, parsed, &mut transition);
             let Some(transition) = transition else { return };
-            if matches!(transition, Transition::Mistaken) {
-                self.counters.mistaken += 1;
-                self.forget_requests(socket);
+            match &transition {
+                Transition::Mistaken => {
+                    self.counters.mistaken += 1;
+                    self.forget_requests(socket);
+                }
+                // What is open is no request: a stream's direction was taken for that of requests.
+                Transition::Opaque => self.forget_requests(socket),
+                Transition::Switch(_) | Transition::Encrypted { .. } => {}
             }
             let Some(chunk) = chunk else {
                 socket.change(transition, Direction::Out);
                 return;
             };
             let Some(again) = socket.change(transition, chunk.call.direction) else { return };
-            let rest = chunk.from_pos(again);
+            let rest = chunk.after(again);
             if rest.size > 0 {
                 socket.feed(&rest, self.grammar, parsed);
             }
@@ -295,8 +334,8 @@ impl Engine {
         self.parsed(&mut socket, None, &mut parsed);
         self.parsed = parsed;
         let mut status = if close.header.flags & flag::RESET != 0 { Status::Reset } else { Status::NoReply };
-        if socket.has_unseen(close.send_pos) {
-            // An answer may have been among the bytes that left unseen.
+        if socket.has_unseen(close.send_pos, close.recv_pos) {
+            // An answer may have been among the bytes that moved unseen.
             self.counters.gaps += 1;
             status = Status::Unknown;
             for slot in socket.pairing.all() {
@@ -306,6 +345,7 @@ impl Engine {
             }
         }
         self.end_requests(&mut socket, status, close.time_ns);
+        self.linker.closed(close.sock);
     }
 
     /// Time-outs, turns, minutes.
@@ -315,21 +355,15 @@ impl Engine {
                 self.close(&close, out);
             }
         }
-        if self.config.unknown {
-            let turns: Vec<u64> = self
-                .sockets
-                .values()
-                .filter(|socket| socket.is_turns())
-                .map(|socket| socket.cookie)
-                .collect();
-            for cookie in turns {
-                let Some(mut socket) = self.sockets.remove(&cookie) else { continue };
-                let mut parsed = std::mem::take(&mut self.parsed);
-                socket.flush_turn(now_ns, &mut parsed);
-                self.parsed(&mut socket, None, &mut parsed);
-                self.parsed = parsed;
-                self.sockets.insert(cookie, socket);
-            }
+        let turns: Vec<u64> =
+            self.sockets.values().filter(|socket| socket.is_turns()).map(|socket| socket.cookie).collect();
+        for cookie in turns {
+            let Some(mut socket) = self.sockets.remove(&cookie) else { continue };
+            let mut parsed = std::mem::take(&mut self.parsed);
+            socket.flush_turn(now_ns, &mut parsed);
+            self.parsed(&mut socket, None, &mut parsed);
+            self.parsed = parsed;
+            self.sockets.insert(cookie, socket);
         }
         self.time_out(now_ns);
         self.rollups.take_due(now_ns, &mut out.rollups);

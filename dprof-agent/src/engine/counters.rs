@@ -64,6 +64,16 @@ counters! {
     responses_early,
     /// Pairs made while the order was not certain.
     paired_across_gap,
+    /// Times that the capture window opened.
+    windows,
+    /// Event time inside capture windows, milliseconds.
+    windows_open_ms,
+    /// Event time between capture windows, milliseconds.
+    windows_closed_ms,
+    /// Requests that crossed an edge of the capture window, or came before the order was certain in it: dropped.
+    window_dropped,
+    /// Ranges of a stream that passed outside the capture window.
+    window_gaps,
     /// Requests in the direction of responses.
     requests_reversed,
     /// Requests beyond the order's or the table's limit.
@@ -90,8 +100,20 @@ counters! {
     halves_doubled,
     /// Calls linked to their cause.
     links,
+    /// Of these, links that nothing else explains.
+    links_certain,
+    /// Links dropped because the reply that left was not the one that came.
+    links_vetoed,
+    /// Links not made because they were less sure than asked for.
+    links_below_min,
+    /// Links decided without the replies, because time was up.
+    links_overdue,
+    /// Gauge: requests that calls can be linked to, those answered a moment ago included.
+    link_requests,
     /// Halves counted under an operation or service `(other)`.
     rollups_other,
+    /// Halves whose keys were not counted: too many operations have some.
+    keys_uncounted,
     /// Connections forgotten because there were too many.
     connections_forgotten,
     /// Gauge: connections known.

@@ -1,22 +1,20 @@
-//! Messages → halves: requests open, responses close them, and evidence watches both.
+//! Messages → open requests: requests open, responses find theirs, and evidence watches both.
 
-use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use dprof_common::model::{
-    Half, HalfFlags, Link, MessageId, ProcessInfo, RootKind, Side, SpanId, Status, rpc_identity,
-};
+use dprof_common::model::{MessageId, ProcessInfo, RootKind, Side, SpanId, Status};
 
 use super::Engine;
 use crate::link::Observation;
-use crate::protocol::{Correlation, Direction, Message, MessageKind, Parsed};
+use crate::link::linker::{Decided, Verdict};
+use crate::protocol::{BLOCKING_ATTRIBUTE, Correlation, Direction, Message, MessageKind, Parsed};
 use crate::span::Timed;
 use crate::span::open::OpenHalf;
-use crate::span::pair::{EARLY_MAX, Taken};
-use crate::span::times::{Ended, half_times};
+use crate::span::pair::{EARLY_MAX, Pairing, Taken};
+use crate::span::times::Ended;
 use crate::span::window::Sight;
-use crate::stream::socket::{Answered, Role, Socket, Transition};
+use crate::stream::socket::{Role, Socket, Transition};
 
 /// An answer that was read this long before its request was seen to leave belongs to nothing.
 const EARLY_NS: u64 = 50_000_000;
@@ -39,6 +37,10 @@ impl Engine {
             match std::mem::replace(&mut parsed[idx], Parsed::Mistaken) {
                 Parsed::Message(message) => self.message(socket, message, batch),
                 Parsed::Lost { direction, .. } => self.lost_boundary(socket, direction),
+                Parsed::Origin { client, server } => socket.origin = Some((client, server)),
+                Parsed::Encrypted { at, request_direction, attributes } => {
+                    *transition = Some(Transition::Encrypted { at, request_direction, attributes });
+                }
                 Parsed::Switch { at } => *transition = Some(Transition::Switch(at)),
                 Parsed::Opaque { .. } => *transition = Some(Transition::Opaque),
                 Parsed::Mistaken => *transition = Some(Transition::Mistaken),
@@ -48,7 +50,7 @@ impl Engine {
     }
 
     /// Answers that wait for their request have none.
-    fn drop_early(&mut self, socket: &mut Socket) {
+    pub(super) fn drop_early(&mut self, socket: &mut Socket) {
         self.counters.responses_without_request += socket.pairing.early.len() as u64;
         socket.pairing.early = Vec::new();
     }
@@ -62,9 +64,9 @@ impl Engine {
     /// asks one thing at a time: then all but the newest request were answered unseen, and the next answer is its.
     fn lost_boundary(&mut self, socket: &mut Socket, direction: Direction) {
         self.counters.boundaries_lost += 1;
+        self.linker.disturbed(socket.last_tgid);
         self.drop_early(socket);
-        // Ids pair whatever is lost.
-        for slot in socket.pairing.in_order() {
+        for slot in socket.pairing.all() {
             if let Some(half) = self.open.get_mut(slot) {
                 half.touched = true;
             }
@@ -76,18 +78,31 @@ impl Engine {
         };
         if !socket.pairing.is_sequential() {
             socket.pairing.lose();
-        } else if answers == Some(direction) {
-            let answered = socket.pairing.all_but_newest();
-            let next_slots: Vec<u32> =
-                answered.iter().copied().skip(1).chain(socket.pairing.in_order()).collect();
-            for (slot, next) in answered.into_iter().zip(next_slots) {
-                self.counters.unpaired_after_loss += 1;
-                let asked_ns = self.open.get_mut(next).map_or(0, |half| half.request.first.hook_ns);
-                self.finish_half(socket, slot, &Ended::At(asked_ns), Status::Unknown);
-            }
+            return;
+        }
+        // A lost answer: the newest request waits for the next one, unless a newer one is under way. A lost request:
+        // none that is open waits.
+        let is_newest = socket.is_between_messages(direction.reverse());
+        let n_kept = usize::from(answers == Some(direction) && is_newest);
+        self.answered_unseen(socket, n_kept);
+    }
+
+    /// Of a connection that asks one thing at a time, all requests but the newest `n_kept` were answered unseen.
+    fn answered_unseen(&mut self, socket: &mut Socket, n_kept: usize) {
+        let answered = socket.pairing.all_but(n_kept);
+        socket.pairing.suspect();
+        let next_slots: Vec<u32> =
+            answered.iter().copied().skip(1).chain(socket.pairing.in_order()).collect();
+        let now_ns = socket.after_gap_ns.unwrap_or(socket.last_call_ns);
+        for (idx, slot) in answered.into_iter().enumerate() {
+            self.counters.unpaired_after_loss += 1;
+            let next = next_slots.get(idx).and_then(|next| self.open.get_mut(*next));
+            let asked_ns = next.map_or(now_ns, |half| half.request.first.hook_ns);
+            self.finish_half(socket, slot, &Ended::At(asked_ns), Status::Unknown);
         }
     }
 
+    #[inline(never)]
     fn message(&mut self, socket: &mut Socket, message: Message, batch: u32) {
         self.counters.messages += 1;
         let id = MessageId(self.next_message_id);
@@ -99,7 +114,7 @@ impl Engine {
         match timed.message.kind {
             MessageKind::Push => self.counters.pushes += 1,
             MessageKind::Request | MessageKind::OneWay => self.request(socket, timed),
-            MessageKind::Response => self.response(socket, timed),
+            MessageKind::Response | MessageKind::Silence => self.response(socket, timed),
         }
     }
 
@@ -115,7 +130,18 @@ impl Engine {
             socket.role_guessed = true;
         }
         let idle_ns = socket.last_call_ns.saturating_sub(socket.previous_call_ns);
-        if socket.pairing.may_resync(idle_ns) {
+        if request.message.correlation == Correlation::Fifo && !socket.pairing.is_known_at_request(idle_ns) {
+            self.counters.window_dropped += 1;
+            return;
+        }
+        // Bytes that a parser passed over to find this request may have been others.
+        let follows = socket.positions.next(direction).is_none_or(|next| request.message.start <= next);
+        if follows
+            && socket.after_gap_ns.is_none()
+            && socket.is_between_messages(direction.reverse())
+            && socket.pairing.may_resync(idle_ns)
+            && !self.waits_by_its_own_wish(socket)
+        {
             let slots: Vec<u32> = socket.pairing.resync().collect();
             for slot in slots {
                 self.counters.unpaired_after_loss += 1;
@@ -129,20 +155,23 @@ impl Engine {
             self.give_up_slot(Some(&mut *socket), slot);
         }
         let span_id = socket.identity(direction, request.message.start);
-        let link = self.observe_request(socket, side, span_id, &request);
+        let verdict = self.observe_request(socket, side, span_id, &request);
         if side == Side::Server {
             self.serving.insert(request.last.tgid);
         }
-        let root = match link {
-            Some(_) => None,
-            None if self.serving.contains(&request.last.tgid) => Some(RootKind::Unlinked),
-            None => Some(RootKind::Edge),
+        let root =
+            if self.serving.contains(&request.last.tgid) { RootKind::Unlinked } else { RootKind::Edge };
+        let (link, undecided, further) = match verdict {
+            Verdict::Now(decided) => (decided.link, false, decided.further),
+            Verdict::Later => (None, true, Vec::new()),
         };
         self.counters.links += u64::from(link.is_some());
-        self.window.sight(&Sight {
+        self.window.sight(Sight {
             span_id,
             side,
             link,
+            further,
+            undecided,
             root,
             explicit: request.message.explicit_id.map(|(trace, _)| trace).filter(|id| *id != 0),
             far_is_local: self.is_local(socket.peer.ip()),
@@ -150,11 +179,17 @@ impl Engine {
         });
         // What went out again before the message was whole.
         let retransmits = match side {
-            Side::Client => socket.resent_in(request.message.start, request.message.end),
+            Side::Client => socket.resent.touching(request.message.start, request.message.end),
             Side::Server => 0,
         };
         let correlation = request.message.correlation;
         let one_way = request.message.kind == MessageKind::OneWay;
+        // A hole hid whether and how often it is answered.
+        let answers_unknown = request.message.answers_unknown;
+        if answers_unknown && correlation == Correlation::Fifo && !one_way {
+            socket.pairing.lose();
+        }
+        let batch = request.batch;
         let process = self.process(request.last.tgid, socket);
         let slot = self.open.insert(OpenHalf {
             cookie: socket.cookie,
@@ -163,7 +198,9 @@ impl Engine {
             request,
             process,
             offset: self.clock.offset(),
-            touched: false,
+            // The first after a loss may get the answer to what was lost; one that seems to want none may have got one.
+            touched: (correlation == Correlation::Fifo && socket.pairing.is_suspect())
+                || (one_way && answers_unknown),
             retransmits,
             connect_ns: if side == Side::Client { socket.connect_ns.take() } else { None },
             seen_ns: self.clock.now_ns(),
@@ -172,7 +209,10 @@ impl Engine {
             self.finish_half(socket, slot, &Ended::OneWay, Status::OneWay);
             return;
         }
-        match socket.pairing.push(correlation, slot) {
+        if batch > 1 {
+            socket.pairing.note_batch();
+        }
+        match self.change_pairing(socket, |pairing| pairing.push(correlation, slot)) {
             Ok(None) => {}
             Ok(Some(old)) => {
                 self.counters.no_reply += 1;
@@ -187,6 +227,33 @@ impl Engine {
             }
         }
         self.take_early(socket, slot);
+    }
+
+    /// Whether a request is open whose answer may take as long as it likes: silence says nothing then.
+    fn waits_by_its_own_wish(&mut self, socket: &Socket) -> bool {
+        socket
+            .pairing
+            .in_order()
+            .any(|slot| self.open.get_mut(slot).is_some_and(|half| is_blocking(&half.request.message)))
+    }
+
+    /// Changes the order of a connection; if it is lost by that, every open request is touched.
+    fn change_pairing<T>(&mut self, socket: &mut Socket, change: impl FnOnce(&mut Pairing) -> T) -> T {
+        let was_certain = !socket.pairing.is_uncertain();
+        let result = change(&mut socket.pairing);
+        if was_certain && socket.pairing.is_uncertain() {
+            self.touch_all(socket);
+        }
+        result
+    }
+
+    /// Every request that is open may get another's answer.
+    fn touch_all(&mut self, socket: &Socket) {
+        for slot in socket.pairing.in_order() {
+            if let Some(half) = self.open.get_mut(slot) {
+                half.touched = true;
+            }
+        }
     }
 
     /// An answer that was read before its request was seen to leave: another thread sent the request and lost the
@@ -204,6 +271,9 @@ impl Engine {
         } else {
             self.counters.responses_without_request += 1;
             self.drop_early(socket);
+            let is_sequential = socket.pairing.is_sequential();
+            socket.pairing.doubt(is_sequential);
+            self.touch_all(socket);
         }
     }
 
@@ -213,7 +283,19 @@ impl Engine {
             self.counters.responses_without_request += 1;
             return;
         }
-        match socket.pairing.take(response.message.correlation) {
+        if response.message.correlation == Correlation::Fifo && !socket.pairing.is_known_at_response() {
+            return;
+        }
+        // After a loss, an answer that comes within a request is that one's: what is open was answered unseen.
+        if response.message.correlation == Correlation::Fifo
+            && socket.pairing.has_lost()
+            && socket.pairing.is_sequential()
+            && !socket.is_between_messages(response.message.direction.reverse())
+        {
+            self.answered_unseen(socket, 0);
+        }
+        let was_sequential = socket.pairing.is_sequential();
+        match self.change_pairing(socket, |pairing| pairing.take(response.message.correlation)) {
             Taken::Slot(slot) => {
                 let status = if socket.is_turns() || response.message.incomplete {
                     Status::Unknown
@@ -229,6 +311,11 @@ impl Engine {
                 {
                     self.counters.paired_across_gap += 1;
                     half.touched = true;
+                } else if let Some(half) = self.open.get_mut(slot)
+                    && !is_blocking(&half.request.message)
+                {
+                    let asked_ns = half.request.last.hook_ns;
+                    socket.pairing.note_latency(response.first.hook_ns.saturating_sub(asked_ns));
                 }
                 self.finish_half(socket, slot, &Ended::Response(&response), status);
             }
@@ -242,133 +329,24 @@ impl Engine {
                     socket.pairing.early.push(response);
                 } else {
                     self.counters.responses_without_request += 1;
+                    // One at a time, its request was lost, or a part that the next request will show; else who knows.
+                    if response.message.correlation == Correlation::Fifo {
+                        socket.pairing.doubt(was_sequential);
+                    }
                 }
             }
         }
     }
 
-    fn observe_request(
-        &mut self,
-        socket: &Socket,
-        side: Side,
-        span_id: SpanId,
-        request: &Timed,
-    ) -> Option<Link> {
+    fn observe_request(&mut self, socket: &Socket, side: Side, span_id: SpanId, request: &Timed) -> Verdict {
         let seen = observation(socket, span_id, request);
         match side {
             Side::Server => {
-                for evidence in &mut self.evidence {
-                    evidence.request_read(&seen);
-                }
-                None
+                self.linker.request_read(&seen);
+                Verdict::Now(Decided::none(span_id))
             }
-            Side::Client => {
-                let mut link = None;
-                for evidence in &mut self.evidence {
-                    if let Some(candidate) = evidence.call_made(&seen)
-                        && link.is_none()
-                        && candidate.parent != span_id
-                    {
-                        let (parent, confidence) = (candidate.parent, candidate.confidence);
-                        link = Some(Link { parent, evidence: evidence.kind(), confidence });
-                    }
-                }
-                link
-            }
+            Side::Client => self.linker.call_made(&seen, self.clock.now_ns()),
         }
-    }
-
-    /// A request ended: its half is counted, and goes to the window.
-    fn finish_half(&mut self, socket: &mut Socket, slot: u32, ended: &Ended<'_>, status: Status) {
-        let Some(open) = self.open.remove(slot) else { return };
-        let (side, span_id) = (open.side, open.span_id);
-        let (tgid, tid) = (open.request.last.tgid, open.request.last.tid);
-        if let Ended::Response(response) = ended {
-            let seen = observation(socket, span_id, response);
-            if side == Side::Client {
-                for evidence in &mut self.evidence {
-                    evidence.reply_read(&seen);
-                }
-            } else {
-                let (start, end) = (response.message.start, response.message.end);
-                socket.note_answered(Answered { span_id, start, end });
-            }
-        }
-        if side == Side::Server {
-            for evidence in &mut self.evidence {
-                evidence.request_done(span_id, tgid, tid);
-            }
-        }
-        let (half, contradictory) = self.half(socket, open, ended, status);
-        self.counters.times_contradictory += u64::from(contradictory);
-        self.counters.halves += 1;
-        self.counters.halves_without_clock += u64::from(!self.clock.is_set());
-        self.rollups.add(side, &half);
-        self.window.finish(span_id, side, half, self.clock.now_ns());
-    }
-
-    fn half(&self, socket: &Socket, open: OpenHalf, ended: &Ended<'_>, status: Status) -> (Half, bool) {
-        let (times, contradictory) = half_times(open.side, &open.request, ended, open.offset);
-        let response = if let Ended::Response(response) = ended { Some(*response) } else { None };
-        let request = open.request;
-        // A time that is not known is `None`, and says so itself.
-        let doubtful = |timed: &Timed| timed.first.approximate || timed.last.approximate;
-        let mut flags = HalfFlags::default();
-        let mut flag = |on: bool, bit: HalfFlags| {
-            if on {
-                flags.insert(bit);
-            }
-        };
-        flag(doubtful(&request) || contradictory, HalfFlags::REQUEST_TIME_APPROXIMATE);
-        flag(response.is_some_and(doubtful), HalfFlags::RESPONSE_TIME_APPROXIMATE);
-        flag(open.touched && response.is_some(), HalfFlags::PAIRED_ACROSS_GAP);
-        let incomplete = request.message.incomplete || response.is_some_and(|timed| timed.message.incomplete);
-        flag(open.touched || incomplete, HalfFlags::INCOMPLETE);
-        flag(socket.positions.is_counted(), HalfFlags::NO_STREAM_POSITION);
-        flag(socket.role_guessed, HalfFlags::ROLE_GUESSED);
-        let answered_again = response
-            .filter(|_| open.side == Side::Server)
-            .map_or(0, |timed| socket.resent_in(timed.message.start, timed.message.end));
-        let retransmits = open.retransmits + answered_again;
-        flag(retransmits > 0, HalfFlags::RETRANSMITTED);
-
-        let bytes = |timed: &Timed| timed.message.end.saturating_sub(timed.message.start);
-        let mut attributes = request.message.attributes;
-        attributes.extend(response.into_iter().flat_map(|timed| timed.message.attributes.iter().cloned()));
-        let half = Half {
-            host: Arc::clone(&self.config.host),
-            process: open.process,
-            tid: request.last.tid,
-            local: socket.local,
-            peer: socket.peer,
-            netns: socket.netns,
-            tuple_key: if self.is_local(socket.peer.ip()) {
-                0
-            } else {
-                tuple_key(
-                    socket,
-                    open.side,
-                    socket.wire_pos(request.message.direction, request.message.start),
-                )
-            },
-            protocol: Cow::Borrowed(socket.protocol()),
-            operation: request.message.operation.into_owned(),
-            query_text: request.message.text,
-            status,
-            status_code: response.map_or_else(String::new, |timed| timed.message.status_code.to_string()),
-            attributes,
-            times,
-            request_bytes: request.message.end.saturating_sub(request.message.start),
-            response_bytes: response.map_or(0, bytes),
-            request_message_id: request.id,
-            response_message_id: response.map_or(MessageId(0), |timed| timed.id),
-            batch: request.batch,
-            flags,
-            retransmits,
-            srtt_us: socket.srtt_us,
-            connect_ns: open.connect_ns,
-        };
-        (half, contradictory)
     }
 
     /// The process's description; made of the socket's own words when none came.
@@ -380,78 +358,11 @@ impl Engine {
         };
         Arc::clone(self.processes.entry(tgid).or_insert_with(make))
     }
+}
 
-    /// Ends every request that is open on a connection.
-    pub(super) fn end_requests(&mut self, socket: &mut Socket, status: Status, at_ns: u64) {
-        let mut ordered = socket.pairing.drain();
-        ordered.sort_by_key(|slot| self.open.get_mut(*slot).map(|half| half.request.id));
-        self.drop_early(socket);
-        for slot in ordered {
-            match status {
-                Status::Reset => self.counters.reset += 1,
-                Status::NoReply => self.counters.no_reply += 1,
-                _ => self.counters.unpaired_after_loss += 1,
-            }
-            self.finish_half(socket, slot, &Ended::At(at_ns), status);
-        }
-    }
-
-    /// Forgets what a wrong protocol's parser took for requests.
-    pub(super) fn forget_requests(&mut self, socket: &mut Socket) {
-        for slot in socket.pairing.drain() {
-            if let Some(open) = self.open.remove(slot) {
-                if open.side == Side::Server {
-                    for evidence in &mut self.evidence {
-                        evidence.request_done(open.span_id, open.request.last.tgid, open.request.last.tid);
-                    }
-                }
-                self.window.forget(open.span_id, open.side);
-            }
-        }
-        socket.side = None;
-    }
-
-    /// Ends requests that are open for too long.
-    pub(super) fn time_out(&mut self, now_ns: u64) {
-        let limit_ns = now_ns.saturating_sub(self.config.max_open_ns);
-        if limit_ns == 0 {
-            return;
-        }
-        while let Some(slot) = self.open.oldest(limit_ns) {
-            self.counters.timeouts += 1;
-            self.give_up_slot(None, slot);
-        }
-    }
-
-    /// Ends the request in `slot` as timed out; its place in the order stays. `current` is the connection that is
-    /// being worked on, and so not in the table.
-    fn give_up_slot(&mut self, current: Option<&mut Socket>, slot: u32) {
-        let now_ns = self.clock.now_ns();
-        let Some((cookie, correlation)) =
-            self.open.get_mut(slot).map(|half| (half.cookie, half.request.message.correlation))
-        else {
-            return;
-        };
-        let end = |engine: &mut Self, socket: &mut Socket, correlation: Correlation| {
-            socket.pairing.give_up(correlation, slot);
-            engine.finish_half(socket, slot, &Ended::At(now_ns), Status::Timeout);
-        };
-        match current {
-            Some(socket) if socket.cookie == cookie => end(self, socket, correlation),
-            _ => match self.sockets.remove(&cookie) {
-                Some(mut socket) => {
-                    end(self, &mut socket, correlation);
-                    self.sockets.insert(cookie, socket);
-                }
-                // Its connection is gone: so is what could be said of it.
-                None => {
-                    if let Some(open) = self.open.remove(slot) {
-                        self.window.forget(open.span_id, open.side);
-                    }
-                }
-            },
-        }
-    }
+/// Whether a request waits by its own wish, or may.
+fn is_blocking(message: &Message) -> bool {
+    message.attributes.iter().any(|(name, _)| name == BLOCKING_ATTRIBUTE)
 }
 
 /// How many requests end in the same call as the first of `parsed`, and how many messages that spans.
@@ -473,32 +384,34 @@ fn batch_from(socket: &Socket, parsed: &[Parsed]) -> (u32, usize) {
     (n_requests.max(1), parsed.len())
 }
 
-fn observation<'a>(socket: &Socket, span_id: SpanId, timed: &'a Timed) -> Observation<'a> {
+/// What evidence is told of a message.
+pub(super) fn observation<'a>(socket: &Socket, span_id: SpanId, timed: &'a Timed) -> Observation<'a> {
+    let message = &timed.message;
     Observation {
         span_id,
         tgid: timed.last.tgid,
         tid: timed.last.tid,
         sock: socket.cookie,
+        peer: peer_number(socket.peer),
+        protocol: socket.protocol(),
         time_ns: timed.done_ns(),
         batch: timed.batch,
-        message: &timed.message,
+        start: message.start,
+        content: message.content_hash.filter(|_| !message.incomplete),
+        parts: if message.incomplete { &[] } else { message.parts.as_slice() },
+        explicit_id: message.explicit_id,
+        request_id: message.request_id,
     }
 }
 
-/// Second key of an RPC for paths that rewrite sequence numbers: client, server and position. FNV-1a (Fowler,
-/// Noll, Vo) over the addresses, then the mix of the identity.
-fn tuple_key(socket: &Socket, side: Side, start: u64) -> u64 {
-    let (client, server): (SocketAddr, SocketAddr) =
-        if side == Side::Client { (socket.local, socket.peer) } else { (socket.peer, socket.local) };
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for address in [client, server] {
-        let ip = match address.ip() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-            IpAddr::V6(ip) => ip,
-        };
-        for byte in ip.octets().into_iter().chain(address.port().to_le_bytes()) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+/// An address and port as a number: two different ones may share one only across address families, or IPv6 networks.
+fn peer_number(peer: std::net::SocketAddr) -> u64 {
+    let address = match peer.ip() {
+        IpAddr::V4(ip) => u64::from(u32::from(ip)),
+        IpAddr::V6(ip) => {
+            let ip = u128::from(ip);
+            (ip as u64) ^ ((ip >> 64) as u64).rotate_left(24)
         }
-    }
-    rpc_identity((hash >> 32) as u32, hash as u32, start).0
+    };
+    (address << 16) ^ u64::from(peer.port())
 }

@@ -1,39 +1,78 @@
 //! Same thread: the request was read and the call made by one thread, with nothing read in between.
 //!
 //! What a reader would get wrong: the last request read is not enough. An event loop reads request A, asks
-//! another server, reads request B, and then goes on with A: the call belongs to A, the last read was B. So a
-//! link is made only if exactly one request of the thread is open, it is the last thing that the thread read,
-//! and every reply read since belongs to a call that this very request made. Everything else gets no link.
+//! another server, reads request B, and then goes on with A: the call belongs to A, the last read was B. So what a
+//! thread *holds* is the request that its last read belongs to: the request itself, or the one whose call was
+//! answered. While it has one request open, a call belongs to it if it is also the one held.
+//!
+//! With several open, the same rule is right in programs that answer each event before they look at the next one
+//! (callbacks, coroutines on one thread), and wrong in those that read many requests first and send later. Which
+//! kind a process is shows without any truth: when an answer leaves, the request answered should be the one held.
+//! Where that held nearly always the rule is used, else not; it says `uncalibrated` unless certain links of the same
+//! process tell how often it is right. vPath (ATC'09) is the first rule alone, for a thread per request.
 
 use dprof_common::model::{EvidenceKind, SpanId};
 use rustc_hash::FxHashMap;
 
-use super::{Candidate, Evidence, Observation};
+use super::table::{Ref, Reply, Table};
+use super::{Certainty, Evidence, Observation, Proposal};
 
-/// Threads remembered. A thread is forgotten when the table is full; its next request starts anew.
+/// Threads remembered. They are forgotten when the table is full; the next request of each starts anew.
 const THREADS_MAX: usize = 64 * 1024;
+/// Answers that must have left while several requests were open before the rule for several is used…
+const ANSWERS_MIN: u32 = 32;
+/// …and of ten, how many must have been of the request held.
+const HELD_OF_TEN: u32 = 9;
+/// Counts are halved here, so that they follow a process that changes.
+const ANSWERS_MAX: u32 = 1024;
 
-/// Open requests told apart per thread; a thread with more never gets a link until all are done.
-const OPEN_MAX: usize = 4096;
-
-/// Linked calls whose reply is still to come.
-const CALLS_MAX: usize = 64 * 1024;
+/// Features.
+pub(crate) mod feature {
+    /// The thread had one request open.
+    pub(crate) const ALONE: u8 = 0;
+    /// It had several.
+    pub(crate) const AMONG_SEVERAL: u8 = 1;
+}
 
 #[derive(Debug, Default)]
 struct Thread {
     tgid: u32,
     /// Requests that it read and that are not answered.
-    open: Vec<SpanId>,
-    /// The last request that it read, while nothing foreign was read since.
-    holds: Option<SpanId>,
+    n_open: u32,
+    /// The request that its last read belongs to.
+    holds: Option<Ref>,
+    /// Messages read since it last sent something.
+    n_reads: u32,
+    sent: bool,
+}
+
+impl Thread {
+    fn reads(&mut self, holds: Option<Ref>) {
+        self.n_reads = if std::mem::take(&mut self.sent) { 1 } else { self.n_reads.saturating_add(1) };
+        self.holds = holds;
+    }
 }
 
 /// Evidence by thread.
 #[derive(Debug, Default)]
-pub struct SameThread {
+pub(crate) struct SameThread {
     threads: FxHashMap<u32, Thread>,
-    /// Linked calls and their cause.
-    calls: FxHashMap<SpanId, SpanId>,
+    /// Per process: answers that left among several open requests, and those of the request held.
+    answers: FxHashMap<u32, (u32, u32)>,
+}
+
+impl SameThread {
+    fn thread(&mut self, tgid: u32, tid: u32) -> &mut Thread {
+        if self.threads.len() >= THREADS_MAX && !self.threads.contains_key(&tid) {
+            self.threads.clear();
+        }
+        let thread = self.threads.entry(tid).or_default();
+        if thread.tgid != tgid {
+            // The number was used again by another process.
+            *thread = Thread { tgid, sent: true, ..Thread::default() };
+        }
+        thread
+    }
 }
 
 impl Evidence for SameThread {
@@ -41,50 +80,56 @@ impl Evidence for SameThread {
         EvidenceKind::SameThread
     }
 
-    fn request_read(&mut self, seen: &Observation<'_>) {
-        if self.threads.len() >= THREADS_MAX && !self.threads.contains_key(&seen.tid) {
-            self.threads.clear();
-        }
-        let thread = self.threads.entry(seen.tid).or_default();
-        if thread.tgid != seen.tgid {
-            // The number was used again by another process.
-            *thread = Thread { tgid: seen.tgid, ..Thread::default() };
-        }
-        thread.holds = Some(seen.span_id);
-        if thread.open.len() >= OPEN_MAX {
-            thread.holds = None;
-        } else {
-            thread.open.push(seen.span_id);
-        }
+    fn request_read(&mut self, _table: &mut Table, request: Ref, seen: &Observation<'_>) {
+        let thread = self.thread(seen.tgid, seen.tid);
+        thread.reads(Some(request));
+        thread.n_open += 1;
     }
 
-    fn call_made(&mut self, seen: &Observation<'_>) -> Option<Candidate> {
-        let thread = self.threads.get(&seen.tid).filter(|thread| thread.tgid == seen.tgid)?;
-        let parent = match (&thread.open[..], thread.holds) {
-            ([only], Some(holds)) if *only == holds => holds,
-            _ => return None,
-        };
-        if self.calls.len() >= CALLS_MAX {
-            self.calls.clear();
+    fn call_made(&mut self, table: &mut Table, call: Ref, seen: &Observation<'_>) -> Option<Proposal> {
+        let thread = self.threads.get_mut(&seen.tid).filter(|thread| thread.tgid == seen.tgid)?;
+        thread.sent = true;
+        let parent = thread.holds?;
+        table.request(parent).filter(|request| request.is_open() && request.tid == seen.tid)?;
+        if let Some(call) = table.call_mut(call) {
+            call.held = Some(parent);
         }
-        self.calls.insert(seen.span_id, parent);
-        Some(Candidate { parent, confidence: None })
+        if thread.n_open == 1 {
+            return Some(Proposal::one(parent, Certainty::Probable(feature::ALONE)));
+        }
+        let (answers, held) = self.answers.get(&seen.tgid).copied().unwrap_or_default();
+        let usual = answers >= ANSWERS_MIN && held >= answers / 10 * HELD_OF_TEN;
+        (usual && thread.n_reads == 1)
+            .then(|| Proposal::one(parent, Certainty::Probable(feature::AMONG_SEVERAL)))
     }
 
-    fn reply_read(&mut self, seen: &Observation<'_>) {
-        let cause = self.calls.remove(&seen.span_id);
-        if let Some(thread) = self.threads.get_mut(&seen.tid)
-            && thread.holds != cause
+    fn reply_read(&mut self, table: &mut Table, call: Ref, seen: &Observation<'_>) {
+        // What no link says the rule itself may say, so that it shows whether it holds.
+        let cause = table.call(call).and_then(|call| call.parent.or(call.held));
+        let cause = cause.filter(|at| table.request(*at).is_some_and(super::table::Request::is_open));
+        self.thread(seen.tgid, seen.tid).reads(cause);
+    }
+
+    fn request_done(&mut self, table: &mut Table, request_at: Ref, seen: Option<&Observation<'_>>) {
+        let Some(request) = table.request(request_at) else { return };
+        let mut among_several = false;
+        if let Some(reader) = self.threads.get_mut(&request.tid).filter(|thread| thread.tgid == request.tgid)
         {
-            thread.holds = None;
+            among_several = reader.n_open > 1;
+            reader.n_open = reader.n_open.saturating_sub(1);
         }
-    }
-
-    fn request_done(&mut self, span_id: SpanId, _tgid: u32, tid: u32) {
-        if let Some(thread) = self.threads.get_mut(&tid) {
-            // Almost always the only one; else the oldest are done first.
-            if let Some(idx) = thread.open.iter().position(|open| *open == span_id) {
-                thread.open.remove(idx);
+        if let Some(seen) = seen
+            && matches!(request.reply, Reply::Seen(_))
+        {
+            let thread = self.thread(seen.tgid, seen.tid);
+            thread.sent = true;
+            if among_several {
+                let held = thread.holds == Some(request_at);
+                let counts = self.answers.entry(seen.tgid).or_default();
+                *counts = (counts.0 + 1, counts.1 + u32::from(held));
+                if counts.0 >= ANSWERS_MAX {
+                    *counts = (counts.0 / 2, counts.1 / 2);
+                }
             }
         }
     }
@@ -96,91 +141,9 @@ impl Evidence for SameThread {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::protocol::{Direction, Message, MessageKind};
-
-    /// `script`: `R5@1` thread 1 reads request 5, `C7@1` makes call 7, `A7@1` reads its answer, `D5@1` request 5
-    /// read by thread 1 is done, `X@1` process 1 lost bytes. All threads are of process 1. Expected: call=cause.
-    #[track_caller]
-    fn check(script: &str, expected: &str) {
-        let mut evidence = SameThread::default();
-        let message = Message::new(Direction::Out, MessageKind::Request, 0, 1);
-        let mut links = Vec::new();
-        for step in script.split_whitespace() {
-            let (what, tid) = step.split_once('@').expect("thread");
-            let (op, id) = what.split_at(1);
-            let tid = tid.parse().expect("tid");
-            let span_id = SpanId(id.parse().unwrap_or(0));
-            let seen =
-                Observation { span_id, tgid: 1, tid, sock: 0, time_ns: 0, batch: 1, message: &message };
-            match op {
-                "R" => evidence.request_read(&seen),
-                "C" => links.push(match evidence.call_made(&seen) {
-                    Some(cause) => format!("{id}={}", cause.parent.0),
-                    None => format!("{id}=none"),
-                }),
-                "A" => evidence.reply_read(&seen),
-                "D" => evidence.request_done(span_id, 1, tid),
-                _ => evidence.disturbed(1),
-            }
-        }
-        assert_eq!(links.join(" "), expected);
-    }
-
-    #[test]
-    fn a_thread_that_holds_one_request_causes_its_calls() {
-        check("R5@1 C7@1 A7@1 C8@1 A8@1 D5@1", "7=5 8=5");
-        check("R5@1 C7@1 C8@1 A8@1 C9@1", "7=5 8=5 9=5");
-    }
-
-    #[test]
-    fn another_thread_or_no_request_causes_nothing() {
-        check("C7@1", "7=none");
-        check("R5@1 C7@2", "7=none");
-        check("R5@1 D5@1 C7@1", "7=none");
-    }
-
-    #[test]
-    fn two_open_requests_cause_nothing() {
-        check("R5@1 R6@1 C7@1", "7=none");
-        // The older one is done, and the last read was the one that is left.
-        check("R5@1 R6@1 D5@1 C7@1", "7=6");
-        // The newer one is done: the call may belong to the older, but it was not the last read.
-        check("R5@1 R6@1 D6@1 C7@1", "7=none");
-    }
-
-    #[test]
-    fn a_reply_to_a_foreign_call_breaks_the_hold() {
-        // Call 7 was made before the request was read.
-        check("C7@1 R5@1 A7@1 C8@1", "7=none 8=none");
-        // Call 7 belongs to request 5, which is done; its reply is read while 6 is held.
-        check("R5@1 C7@1 D5@1 R6@1 A7@1 C8@1", "7=5 8=none");
-        check("R5@1 C7@1 D5@1 R6@1 A7@1 R9@1 D6@1 C8@1", "7=5 8=9");
-    }
-
-    #[test]
-    fn lost_bytes_break_every_hold_of_the_process() {
-        check("R5@1 X@1 C7@1 D5@1 R6@1 C8@1", "7=none 8=6");
-    }
-
-    #[test]
-    fn state_is_bounded() {
-        let mut evidence = SameThread::default();
-        let message = Message::new(Direction::In, MessageKind::Request, 0, 1);
-        for id in 0..(2 * OPEN_MAX as u64) {
-            let seen = Observation {
-                span_id: SpanId(id),
-                tgid: 1,
-                tid: 1,
-                sock: 0,
-                time_ns: 0,
-                batch: 1,
-                message: &message,
-            };
-            evidence.request_read(&seen);
-        }
-        assert!(evidence.threads[&1].open.len() <= OPEN_MAX);
-    }
+/// What the thread says of a call that stronger evidence has answered, for calibration.
+pub(crate) fn said(table: &Table, proposal: Option<&Proposal>) -> Option<(SpanId, u8)> {
+    let proposal = proposal?;
+    let Certainty::Probable(feature) = proposal.certainty else { return None };
+    Some((table.request(proposal.parent)?.span_id, feature))
 }

@@ -28,12 +28,14 @@ pub(super) struct Answers<T> {
     n_responses: u64,
     special: VecDeque<(u64, T)>,
     certain: bool,
+    /// Nothing was ever lost: certainty is no guess.
+    exact: bool,
 }
 
 impl<T: Copy> Answers<T> {
     /// None in flight; `certain` unless the connection was joined in the middle.
     pub(super) const fn new(certain: bool) -> Self {
-        Self { n_requests: 0, n_responses: 0, special: VecDeque::new(), certain }
+        Self { n_requests: 0, n_responses: 0, special: VecDeque::new(), certain, exact: certain }
     }
 
     /// A request was sent.
@@ -80,6 +82,30 @@ impl<T: Copy> Answers<T> {
         self.certain
     }
 
+    /// Whether certainty never broke. After a loss "idle" is concluded from the turn of the connection, and replies
+    /// to requests of before may still be on their way.
+    pub(super) const fn exact(&self) -> bool {
+        self.exact
+    }
+
+    /// Whether more responses came than requests: what was taken for idle was not.
+    pub(super) const fn overdrawn(&self) -> bool {
+        !self.exact && self.n_responses > self.n_requests
+    }
+
+    /// The first special request in flight that `is` holds for, whatever its place in the order: for responses
+    /// that show by themselves what they answer.
+    pub(super) fn find(&self, is: impl Fn(T) -> bool) -> Option<T> {
+        self.special.iter().map(|(_, special)| *special).find(|special| is(*special))
+    }
+
+    /// The same, forgotten: its response came.
+    pub(super) fn forget(&mut self, is: impl Fn(T) -> bool) {
+        if let Some(idx) = self.special.iter().position(|(_, special)| is(*special)) {
+            self.special.remove(idx);
+        }
+    }
+
     /// Messages were lost: what is in flight is not known any more.
     pub(super) fn lose(&mut self) {
         *self = Self::new(false);
@@ -87,7 +113,7 @@ impl<T: Copy> Answers<T> {
 
     /// Both directions are idle: nothing is in flight.
     pub(super) fn idle(&mut self) {
-        *self = Self::new(true);
+        *self = Self { exact: self.exact, ..Self::new(true) };
     }
 }
 

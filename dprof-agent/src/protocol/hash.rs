@@ -14,6 +14,11 @@ pub(super) struct ContentHasher {
     len: u64,
 }
 
+/// The hash of two things that have one each.
+pub(super) const fn combine(first: u64, second: u64) -> u64 {
+    fold(first ^ K.rotate_left(16), second ^ K)
+}
+
 /// 64×64 → 128 bits, folded: every input bit reaches every output bit.
 const fn fold(a: u64, b: u64) -> u64 {
     let product = (a as u128).wrapping_mul(b as u128);
@@ -58,10 +63,22 @@ impl ContentHasher {
         self.state = fold(self.state ^ number, K.rotate_left(32));
     }
 
+    /// Starts anew.
+    pub(super) fn reset(&mut self) {
+        *self = Self::new();
+    }
+
     /// The hash of all so far.
     pub(super) const fn finish(&self) -> u64 {
         fold(fold(self.state ^ self.tail, K) ^ self.len, K)
     }
+}
+
+/// The hash of these bytes.
+pub(super) fn content_hash_of(bytes: &[u8]) -> u64 {
+    let mut hasher = ContentHasher::new();
+    hasher.update(bytes);
+    hasher.finish()
 }
 
 #[cfg(test)]

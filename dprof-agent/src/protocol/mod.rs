@@ -5,16 +5,32 @@
 //! positions and holes, and names byte ranges. When a byte was sent or read is the stream's knowledge.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
+
+pub use self::keys::KeyRanges;
+
+use self::capture::Capture;
 
 mod answers;
+pub mod capture;
 pub mod detect;
+mod dnode;
+#[cfg(test)]
+mod feeding;
 mod hash;
 mod http1;
+mod keys;
+mod memcached;
+mod proxy;
 pub mod redact;
 mod resp;
 #[cfg(test)]
 mod testing;
 mod text;
+pub(crate) mod tls;
+
+/// OpenTelemetry attributes: names and values.
+pub type Attributes = Vec<(Cow<'static, str>, String)>;
 
 /// Direction of bytes as the socket's owner sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +71,9 @@ pub enum MessageKind {
     Response,
     /// Comes unasked (RESP3 push, pub/sub message, HTTP 1xx): counted, not paired.
     Push,
+    /// Answers a request without a byte of its own: the response whose range this is shows that there was nothing
+    /// to say (a quiet command of memcached).
+    Silence,
 }
 
 /// How a response finds its request.
@@ -64,6 +83,35 @@ pub enum Correlation {
     Fifo,
     /// By a number in the message, unique among those open on the connection.
     Id(u64),
+}
+
+/// Attribute of a request that waits by its own wish (`BLPOP`, `XREAD BLOCK`, `WAIT`): `true`, or `unknown` if a hole
+/// hid it. Its latency says when something came, not how fast the server is.
+pub const BLOCKING_ATTRIBUTE: &str = "dprof.blocking";
+
+/// What of a request may travel alone: a proxy that splits `MGET a b` into `MGET a` and `MGET b`, or into `GET a`
+/// and `GET b`, sends its parts on. A part is a key with what belongs to it (`MSET`: the value), so the parts of
+/// what the proxy sends are among the parts of what it got, whatever the commands are called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Parts {
+    /// None, or not known (a hole, too many).
+    #[default]
+    None,
+    /// The only one: everything but the command's name. Costs no allocation.
+    One(u64),
+    /// Several, in the order of the request.
+    Many(Box<[u64]>),
+}
+
+impl Parts {
+    /// Their hashes.
+    pub fn as_slice(&self) -> &[u64] {
+        match self {
+            Self::None => &[],
+            Self::One(hash) => std::slice::from_ref(hash),
+            Self::Many(hashes) => hashes,
+        }
+    }
 }
 
 /// One message, named by its byte range.
@@ -83,16 +131,29 @@ pub struct Message {
     pub operation: Cow<'static, str>,
     /// Request: statement as it may be stored: keys kept, values `?`. Response: empty.
     pub text: String,
+    /// Request: keys that it names, as ranges of [`Message::text`].
+    pub keys: KeyRanges,
+    /// Bytes of the value that a request writes or a response brings, at most `u32::MAX`; `None`: it has none.
+    pub value_bytes: Option<u32>,
     /// Response: whether it reports a failure.
     pub is_error: bool,
     /// Response: the protocol's status word (`404`, `WRONGTYPE`). Empty if none.
     pub status_code: Cow<'static, str>,
     /// Further OpenTelemetry attributes.
-    pub attributes: Vec<(Cow<'static, str>, String)>,
+    pub attributes: Attributes,
     /// Id carried in the message by the application's own tracing: 128-bit trace id and 64-bit parent span id.
     pub explicit_id: Option<(u128, u64)>,
-    /// Hash of the whole content for relay links; `None` if bytes were not seen.
+    /// Hash of an id that proxies pass on unchanged (`X-Request-ID`).
+    pub request_id: Option<u64>,
+    /// Hash of the whole content, so that a message that is passed on has the same one on both sides of a proxy:
+    /// of a request its operation and every argument, of a response everything. `None` if bytes were not seen or
+    /// hold a secret.
     pub content_hash: Option<u64>,
+    /// Request: hashes of its parts, for proxies that split.
+    pub parts: Parts,
+    /// Request: a hole hid whether and how often it is answered. In FIFO order nothing after it is certain until the
+    /// connection was idle. [`MessageKind::OneWay`]: it may have been answered, by what is then taken for a push.
+    pub answers_unknown: bool,
     /// A hole hid what names the message (its operation). Holes in bodies that are skipped by arithmetic do not
     /// count: range and operation are exact, only [`Message::content_hash`] is then `None`.
     pub incomplete: bool,
@@ -100,7 +161,7 @@ pub struct Message {
 
 impl Message {
     /// A message of this range with nothing else known.
-    pub const fn new(direction: Direction, kind: MessageKind, start: u64, end: u64) -> Self {
+    pub fn new(direction: Direction, kind: MessageKind, start: u64, end: u64) -> Self {
         Self {
             direction,
             kind,
@@ -109,17 +170,23 @@ impl Message {
             correlation: Correlation::Fifo,
             operation: Cow::Borrowed(""),
             text: String::new(),
+            keys: KeyRanges::NONE,
+            value_bytes: None,
             is_error: false,
             status_code: Cow::Borrowed(""),
             attributes: Vec::new(),
             explicit_id: None,
+            request_id: None,
             content_hash: None,
+            parts: Parts::None,
+            answers_unknown: false,
             incomplete: false,
         }
     }
 }
 
 /// What a parser tells the stream, in stream order per direction.
+#[expect(clippy::large_enum_variant, reason = "nearly all are messages, and they are moved once")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Parsed {
     /// A whole message.
@@ -144,6 +211,23 @@ pub enum Parsed {
         /// First position without messages, per direction index.
         at: [u64; 2],
     },
+    /// Nothing can be read from here on (TLS): under the protocol's name, the connection is cut by changes of
+    /// direction.
+    Encrypted {
+        /// First position of what cannot be read, per direction index.
+        at: [u64; 2],
+        /// Direction of requests.
+        request_direction: Direction,
+        /// What is known of the connection, for each of its requests.
+        attributes: Attributes,
+    },
+    /// A proxy passes on somebody's connection and says whose (PROXY protocol).
+    Origin {
+        /// Who connected to the proxy.
+        client: SocketAddr,
+        /// Where to.
+        server: SocketAddr,
+    },
     /// This is not the protocol that detection took it for; detect again without it.
     Mistaken,
 }
@@ -165,6 +249,9 @@ pub trait Parser: Send {
     /// Position of the first byte of `direction` that may still belong to an unfinished message: the stream
     /// keeps times from here on. The position after the last byte fed when nothing is unfinished.
     fn unfinished_from(&self, direction: Direction) -> u64;
+
+    /// What may be kept of keys and values from now on; without a word, the default of [`Capture`].
+    fn set_capture(&mut self, _capture: Capture) {}
 
     /// How many bytes of a call in `direction` are worth capturing from now on.
     fn payload_limit(&self, direction: Direction) -> u32;
@@ -225,5 +312,6 @@ pub trait Protocol: Send + Sync {
 }
 
 /// The protocols, in the order in which detection asks them. Their grammars exclude each other, so the order
-/// matters for speed only.
-pub static ALL: &[&dyn Protocol] = &[&resp::Resp, &http1::Http1];
+/// matters for speed only; but for a connection that was joined, where DNODE comes before what its payloads speak.
+pub static ALL: &[&dyn Protocol] =
+    &[&dnode::Dnode, &resp::Resp, &http1::Http1, &memcached::Memcached, &tls::Tls, &proxy::Proxy];

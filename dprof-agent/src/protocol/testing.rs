@@ -8,15 +8,8 @@
 use proptest::prelude::Rng as _;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
-use super::{Direction, MessageKind, Parsed, Parser, Protocol};
-
-/// A step of an input.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Step {
-    Bytes(Direction, Vec<u8>),
-    Gap(Direction, u64),
-    End(Direction),
-}
+pub(super) use super::feeding::{Step, cut, run_on};
+use super::{Correlation, Direction, MessageKind, Parsed, Protocol};
 
 pub(super) fn steps(input: &str) -> Vec<Step> {
     input.lines().map(str::trim_start).filter(|line| !line.is_empty()).map(step).collect()
@@ -64,7 +57,7 @@ fn unescape(text: &str) -> Vec<u8> {
             '{' => {
                 let (inside, after) = rest.split_once('}').expect("a closing brace");
                 let (what, times) = inside.rsplit_once('*').expect("a count");
-                bytes.extend(what.repeat(times.parse().expect("a count")).into_bytes());
+                bytes.extend(unescape(what).repeat(times.parse().expect("a count")));
                 rest = after;
             }
             other => bytes.push(other as u8),
@@ -79,57 +72,6 @@ pub(super) fn run(protocol: &dyn Protocol, joined: bool, steps: &[Step]) -> Vec<
     run_on(&mut *parser, steps)
 }
 
-pub(super) fn run_on(parser: &mut dyn Parser, steps: &[Step]) -> Vec<Parsed> {
-    let mut pos = [0u64; 2];
-    let mut kept_from = [0u64; 2];
-    let mut out = Vec::new();
-    for step in steps {
-        let (Step::Bytes(direction, _) | Step::Gap(direction, _) | Step::End(direction)) = *step;
-        let at = &mut pos[direction.idx()];
-        match step {
-            Step::Bytes(_, bytes) => {
-                parser.feed(direction, *at, bytes, &mut out);
-                *at += bytes.len() as u64;
-            }
-            Step::Gap(_, len) => {
-                parser.gap(direction, *at, *len, &mut out);
-                *at += len;
-            }
-            Step::End(_) => parser.end(direction, *at, &mut out),
-        }
-        let from = parser.unfinished_from(direction);
-        assert!(from <= *at && from >= kept_from[direction.idx()], "unfinished_from {from} at {at}");
-        kept_from[direction.idx()] = from;
-    }
-    let mut ends = [0; 2];
-    for parsed in &out {
-        if let Parsed::Message(message) = parsed {
-            let last = &mut ends[message.direction.idx()];
-            assert!(*last <= message.start && message.start < message.end, "ranges overlap: {message:?}");
-            *last = message.end;
-        }
-    }
-    out
-}
-
-/// The same bytes, each chunk cut where `cut` says (given how many bytes are left, how many to take).
-pub(super) fn cut(steps: &[Step], mut cut: impl FnMut(usize) -> usize) -> Vec<Step> {
-    let mut parts = Vec::new();
-    for step in steps {
-        if let Step::Bytes(direction, bytes) = step {
-            let mut rest = &bytes[..];
-            while !rest.is_empty() {
-                let (part, after) = rest.split_at(cut(rest.len()).clamp(1, rest.len()));
-                parts.push(Step::Bytes(*direction, part.to_vec()));
-                rest = after;
-            }
-        } else {
-            parts.push(step.clone());
-        }
-    }
-    parts
-}
-
 /// What a parser said, a line each.
 pub(super) fn show(out: &[Parsed]) -> String {
     out.iter().map(|parsed| show_one(parsed) + "\n").collect()
@@ -142,6 +84,12 @@ fn show_one(parsed: &Parsed) -> String {
         Parsed::Lost { direction, at } => return format!("{} lost {at}", arrow(*direction)),
         Parsed::Switch { at } => return format!("switch {} {}", at[0], at[1]),
         Parsed::Opaque { at } => return format!("opaque {} {}", at[0], at[1]),
+        Parsed::Encrypted { at, request_direction, attributes } => {
+            let attributes: String =
+                attributes.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+            return format!("encrypted {} {} {}{attributes}", at[0], at[1], arrow(*request_direction));
+        }
+        Parsed::Origin { client, server } => return format!("origin {client} {server}"),
         Parsed::Mistaken => return "mistaken".to_owned(),
     };
     let kind = match message.kind {
@@ -149,6 +97,7 @@ fn show_one(parsed: &Parsed) -> String {
         MessageKind::OneWay => "one",
         MessageKind::Response => "res",
         MessageKind::Push => "push",
+        MessageKind::Silence => "silence",
     };
     let mut line = format!("{} {}..{} {kind}", arrow(message.direction), message.start, message.end);
     for part in [&*message.operation, &message.text, &message.status_code] {
@@ -158,6 +107,9 @@ fn show_one(parsed: &Parsed) -> String {
     }
     for (name, value) in &message.attributes {
         line.extend([" ", name, "=", value]);
+    }
+    if let Correlation::Id(id) = message.correlation {
+        line = format!("{line} #{id}");
     }
     if let Some((trace, span)) = message.explicit_id {
         line = format!("{line} id={trace:x}/{span:x}");

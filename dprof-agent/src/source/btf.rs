@@ -30,6 +30,7 @@ const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_TYPEDEF: u32 = 8;
 const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC: u32 = 12;
 
 /// Parsed type information. Holds the file's bytes and where each type starts.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub struct Btf {
     structs: FxHashMap<String, u32>,
     /// Names of typedefs that stand for tracepoints, without `btf_trace_`.
     tracepoints: Vec<String>,
+    /// Ids of functions: tens of thousands, so names are compared when asked for.
+    functions: Vec<u32>,
 }
 
 impl Btf {
@@ -77,6 +80,7 @@ impl Btf {
         let mut types = vec![0];
         let mut structs = FxHashMap::default();
         let mut tracepoints = Vec::new();
+        let mut functions = Vec::new();
         let mut at = header + type_off;
         while at < end {
             let (name, info) = (word(at)? as usize, word(at + 4)?);
@@ -85,6 +89,9 @@ impl Btf {
             if (kind == KIND_STRUCT || kind == KIND_UNION) && name != 0 {
                 structs.entry(text(&data, strings + name).to_owned()).or_insert(types.len() as u32 - 1);
             }
+            if kind == KIND_FUNC {
+                functions.push(types.len() as u32 - 1);
+            }
             if kind == KIND_TYPEDEF
                 && let Some(tracepoint) = text(&data, strings + name).strip_prefix("btf_trace_")
             {
@@ -92,12 +99,27 @@ impl Btf {
             }
             at += 12 + trailer_bytes(kind, vlen)?;
         }
-        Ok(Self { data, strings, types, structs, tracepoints })
+        Ok(Self { data, strings, types, structs, tracepoints, functions })
     }
 
     /// Whether the kernel has this tracepoint (and says so in BTF, as `tp_btf` needs).
     pub fn has_tracepoint(&self, name: &str) -> bool {
         self.tracepoints.iter().any(|t| t == name)
+    }
+
+    /// How many parameters the kernel's function of this name has; `None` = there is none (or it is inlined).
+    pub fn parameters(&self, function: &str) -> Option<usize> {
+        let name = |at: u32| text(&self.data, self.strings + self.word(at as usize) as usize);
+        let at = self.functions.iter().map(|id| self.types[*id as usize]).find(|at| name(*at) == function)?;
+        // Its type is a prototype, whose length is the number of parameters.
+        let prototype = *self.types.get(self.word(at as usize + 8) as usize)?;
+        Some((self.word(prototype as usize + 4) & 0xffff) as usize)
+    }
+
+    /// Bytes of a struct or union.
+    pub fn size(&self, of: &str) -> Option<u32> {
+        let id = *self.structs.get(of)?;
+        Some(self.word(self.types[id as usize] as usize + 8))
     }
 
     /// Byte offset of `member` in struct `of`; a dotted path goes down into named members.
@@ -174,9 +196,10 @@ mod tests {
     use super::*;
 
     /// A tiny BTF by hand: `struct outer { int a; struct { int b; union { int c; }; }; struct inner i; }`,
-    /// `struct inner { int d; int e; }`, and a tracepoint's typedef.
+    /// `struct inner { int d; int e; }`, a tracepoint's typedef,
+    /// and a function of two parameters.
     fn sample() -> Vec<u8> {
-        let strings = b"\0int\0outer\0a\0b\0c\0inner\0d\0e\0btf_trace_hello\0i\0";
+        let strings = b"\0int\0outer\0a\0b\0c\0inner\0d\0e\0btf_trace_hello\0i\0call\0";
         let at = |name: &str| {
             let needle = [b"\0", name.as_bytes(), b"\0"].concat();
             strings.windows(needle.len()).position(|w| w == needle).expect("in the table") as u32 + 1
@@ -189,6 +212,8 @@ mod tests {
         types.extend([0, info(4, 2), 8, at("b"), 1, 0, 0, 3, 32]);
         types.extend([at("outer"), info(4, 3), 20, at("a"), 1, 0, 0, 4, 32, at("i"), 2, 96]);
         types.extend([at("btf_trace_hello"), info(8, 0), 1]);
+        types.extend([0, info(13, 2), 1, 0, 1, 0, 1]);
+        types.extend([at("call"), info(12, 0), 7]);
         let type_bytes: Vec<u8> = types.iter().flat_map(|w| w.to_le_bytes()).collect();
         let header =
             [0x0001_eb9f, 24, 0, type_bytes.len() as u32, type_bytes.len() as u32, strings.len() as u32];
@@ -220,6 +245,13 @@ mod tests {
     fn tracepoints_are_known_by_their_typedef() {
         let btf = Btf::parse(sample()).expect("the sample is whole");
         assert!(btf.has_tracepoint("hello") && !btf.has_tracepoint("int"));
+    }
+
+    #[test]
+    fn functions_have_parameters_and_structs_a_size() {
+        let btf = Btf::parse(sample()).expect("the sample is whole");
+        assert_eq!((btf.parameters("call"), btf.parameters("int")), (Some(2), None));
+        assert_eq!((btf.size("outer"), btf.size("call")), (Some(20), None));
     }
 
     #[test]

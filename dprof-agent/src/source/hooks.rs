@@ -1,7 +1,7 @@
-//! Which kernel programs to attach where: a pure function from facts about the kernel to a plan.
+//! Which kernel programs attach where: the roles of each back end, and the forms that can fill each.
 //!
-//! What a reader would get wrong: nothing here asks for a kernel's version. Distributions move features between
-//! versions, so each fact is probed, and `doctor` prints the same facts and the same plan that a run uses.
+//! What a reader would get wrong: a back end is named by how it sees sends and receives. What else it needs (arrivals,
+//! states, retransmissions) comes in the best form that this kernel has.
 
 use std::fmt;
 
@@ -20,12 +20,26 @@ impl Backend {
     /// All, the cheapest first.
     pub const ALL: [Self; 3] = [Self::TpBtf, Self::Fentry, Self::Kprobe];
 
-    /// Name as printed.
+    /// Name as printed, and as `--backend` takes it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::TpBtf => "tp_btf",
             Self::Fentry => "fentry",
             Self::Kprobe => "kprobe",
+        }
+    }
+
+    /// The back end of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|backend| backend.name() == name)
+    }
+
+    /// What it is made of.
+    pub const fn roles(self) -> &'static [Role] {
+        match self {
+            Self::TpBtf => TP_BTF,
+            Self::Fentry => FENTRY,
+            Self::Kprobe => KPROBE,
         }
     }
 }
@@ -36,13 +50,79 @@ impl fmt::Display for Backend {
     }
 }
 
+/// How events come from the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Events {
+    /// One ring for all CPUs, in order.
+    Ring,
+    /// A perf buffer per CPU, merged by time.
+    Perf,
+}
+
+impl Events {
+    /// Both, the cheaper first.
+    pub const ALL: [Self; 2] = [Self::Ring, Self::Perf];
+
+    /// Name as printed, and as `--events` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ring => "ring",
+            Self::Perf => "perf",
+        }
+    }
+
+    /// The one of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|events| events.name() == name)
+    }
+}
+
 /// How a program attaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attach {
     /// To a tracepoint, with typed arguments.
     TpBtf(&'static str),
+    /// To a tracepoint, arguments as numbers.
+    RawTp(&'static str),
+    /// To a function's entry, with typed arguments.
+    Fentry(&'static str),
+    /// To a function's exit, with typed arguments and the result.
+    Fexit(&'static str),
+    /// To a function's entry, arguments as numbers.
+    Kprobe(&'static str),
     /// As an iterator.
     Iter(&'static str),
+}
+
+impl Attach {
+    /// The tracepoint that must exist.
+    pub const fn tracepoint(self) -> Option<&'static str> {
+        match self {
+            Self::TpBtf(name) | Self::RawTp(name) => Some(name),
+            Self::Fentry(_) | Self::Fexit(_) | Self::Kprobe(_) | Self::Iter(_) => None,
+        }
+    }
+
+    /// The kernel function that must exist.
+    pub const fn function(self) -> Option<&'static str> {
+        match self {
+            Self::Fentry(name) | Self::Fexit(name) | Self::Kprobe(name) => Some(name),
+            Self::TpBtf(_) | Self::RawTp(_) | Self::Iter(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Attach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TpBtf(name) => write!(f, "tp_btf/{name}"),
+            Self::RawTp(name) => write!(f, "raw_tp/{name}"),
+            Self::Fentry(name) => write!(f, "fentry/{name}"),
+            Self::Fexit(name) => write!(f, "fexit/{name}"),
+            Self::Kprobe(name) => write!(f, "kprobe/{name}"),
+            Self::Iter(name) => write!(f, "iter/{name}"),
+        }
+    }
 }
 
 /// One program of the object and where it goes.
@@ -52,158 +132,152 @@ pub struct Hook {
     pub program: &'static str,
     /// Where.
     pub attach: Attach,
-    /// What is lost without it; empty if nothing works without it.
-    pub without: &'static str,
+    /// How many parameters the kernel's function may have; none given = any.
+    pub parameters: &'static [usize],
 }
 
-/// The hooks of the `tp_btf` back end.
-pub const TP_BTF: &[Hook] = &[
-    Hook { program: "on_send", attach: Attach::TpBtf("sock_send_length"), without: "" },
-    Hook { program: "on_recv", attach: Attach::TpBtf("sock_recv_length"), without: "" },
-    Hook {
-        program: "on_send_piece",
-        attach: Attach::TpBtf("tcp_sendmsg_locked"),
-        without: "the first departure of a call of several segments is approximate",
+/// What happens without any form of a role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Without {
+    /// The back end cannot be used.
+    Refused,
+    /// Something is lost.
+    Costs(&'static str),
+    /// Nothing: kernels without the place do not come by it.
+    Nothing,
+    /// The back end cannot be used, but only where the state of sockets is kept by address; elsewhere the role is
+    /// not filled at all.
+    RefusedByAddress,
+}
+
+/// Something that a back end sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Role {
+    /// The forms that it may take, the best first.
+    pub forms: &'static [Hook],
+    /// What is lost when no form fits.
+    pub without: Without,
+}
+
+const fn hook(program: &'static str, attach: Attach) -> Hook {
+    Hook { program, attach, parameters: &[] }
+}
+
+const fn hook_of(program: &'static str, attach: Attach, parameters: &'static [usize]) -> Hook {
+    Hook { program, attach, parameters }
+}
+
+const FIRST_DEPARTURE: Without =
+    Without::Costs("the first departure of a call of several segments is approximate");
+const ARRIVAL: Without = Without::Costs("queue and network are shown as one");
+const STATE: Without = Without::Costs("roles are guessed and unanswered requests end only by time");
+const RETRANSMIT: Without = Without::Costs("retransmissions are not marked");
+
+const SPLICE: Role = Role {
+    forms: &[hook("on_splice", Attach::TpBtf("tcp_rcv_space_adjust"))],
+    without: Without::Costs("bytes that are spliced from a socket are gaps"),
+};
+const TYPED_ARRIVAL: Role = Role {
+    forms: &[
+        hook("on_arrival", Attach::TpBtf("sk_data_ready")),
+        hook("on_arrival_entry", Attach::Fentry("sock_def_readable")),
+    ],
+    without: ARRIVAL,
+};
+const TYPED_STATE: Role =
+    Role { forms: &[hook("on_state", Attach::TpBtf("inet_sock_set_state"))], without: STATE };
+const TYPED_RETRANSMIT: Role =
+    Role { forms: &[hook("on_retransmit", Attach::TpBtf("tcp_retransmit_skb"))], without: RETRANSMIT };
+const LISTENERS: Role = Role {
+    forms: &[hook("each_listener", Attach::Iter("tcp"))],
+    without: Without::Costs("roles of connections older than the agent are guessed"),
+};
+
+/// Tracepoints of the socket layer, after each call.
+const TP_BTF: &[Role] = &[
+    Role { forms: &[hook("on_send", Attach::TpBtf("sock_send_length"))], without: Without::Refused },
+    Role { forms: &[hook("on_recv", Attach::TpBtf("sock_recv_length"))], without: Without::Refused },
+    Role {
+        forms: &[
+            hook("on_send_piece", Attach::TpBtf("tcp_sendmsg_locked")),
+            hook_of("on_send_entry", Attach::Fentry("tcp_sendmsg_locked"), &[3]),
+        ],
+        without: FIRST_DEPARTURE,
     },
-    Hook {
-        program: "on_arrival",
-        attach: Attach::TpBtf("sk_data_ready"),
-        without: "queue and network are shown as one",
-    },
-    Hook {
-        program: "on_splice",
-        attach: Attach::TpBtf("tcp_rcv_space_adjust"),
-        without: "bytes that are spliced from a socket are gaps",
-    },
-    Hook {
-        program: "on_state",
-        attach: Attach::TpBtf("inet_sock_set_state"),
-        without: "roles are guessed and unanswered requests end only by time",
-    },
-    Hook {
-        program: "on_retransmit",
-        attach: Attach::TpBtf("tcp_retransmit_skb"),
-        without: "retransmissions are not marked",
-    },
-    Hook {
-        program: "each_listener",
-        attach: Attach::Iter("tcp"),
-        without: "roles of connections older than the agent are guessed",
+    TYPED_ARRIVAL,
+    SPLICE,
+    TYPED_STATE,
+    TYPED_RETRANSMIT,
+    LISTENERS,
+    Role {
+        forms: &[hook("on_destroy", Attach::Fentry("tcp_v4_destroy_sock"))],
+        without: Without::RefusedByAddress,
     },
 ];
 
-/// What was probed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
-    /// Why BTF cannot be used; `None` = it can.
-    pub btf_error: Option<String>,
-    /// Why the agent may not load programs; `None` = it may.
-    pub privilege_error: Option<String>,
-    /// Members that the programs read and this kernel lacks.
-    pub members_missing: Vec<String>,
-    /// Tracepoints that this kernel lacks, of those in [`TP_BTF`].
-    pub tracepoints_missing: Vec<&'static str>,
-    /// Whether the object was built in.
-    pub object_missing: bool,
-}
+/// TCP's own functions, their exits typed.
+const FENTRY: &[Role] = &[
+    Role {
+        forms: &[hook_of("on_send_exit", Attach::Fexit("tcp_sendmsg_locked"), &[3])],
+        without: Without::Refused,
+    },
+    Role {
+        forms: &[hook_of("on_sendpages_exit", Attach::Fexit("do_tcp_sendpages"), &[5])],
+        without: Without::Nothing,
+    },
+    Role {
+        forms: &[
+            hook_of("on_recv_exit", Attach::Fexit("tcp_recvmsg"), &[4]),
+            hook_of("on_recv_exit_addr", Attach::Fexit("tcp_recvmsg"), &[5]),
+            hook_of("on_recv_exit_nonblock", Attach::Fexit("tcp_recvmsg"), &[6]),
+        ],
+        without: Without::Refused,
+    },
+    Role {
+        forms: &[hook_of("on_send_entry", Attach::Fentry("tcp_sendmsg_locked"), &[3])],
+        without: FIRST_DEPARTURE,
+    },
+    TYPED_ARRIVAL,
+    SPLICE,
+    TYPED_STATE,
+    TYPED_RETRANSMIT,
+    LISTENERS,
+    Role {
+        forms: &[hook("on_destroy", Attach::Fentry("tcp_v4_destroy_sock"))],
+        without: Without::RefusedByAddress,
+    },
+];
 
-/// What a run attaches.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// The back end.
-    pub backend: Backend,
-    /// Its hooks that this kernel has.
-    pub hooks: Vec<Hook>,
-    /// What the missing ones cost.
-    pub limits: Vec<String>,
-}
-
-/// Whether a back end can be used, or why not.
-pub fn judge(backend: Backend, facts: &Facts) -> Result<Plan, String> {
-    if facts.object_missing {
-        return Err(
-            "this agent was built without its kernel programs: run cargo xtask build-ebpf and build again"
-                .into(),
-        );
-    }
-    if let Some(error) = &facts.privilege_error {
-        return Err(error.clone());
-    }
-    if let Some(error) = &facts.btf_error {
-        return Err(error.clone());
-    }
-    if !facts.members_missing.is_empty() {
-        return Err(format!("this kernel has no {}", facts.members_missing.join(", ")));
-    }
-    match backend {
-        Backend::TpBtf => {
-            let has = |hook: &Hook| match hook.attach {
-                Attach::TpBtf(name) => !facts.tracepoints_missing.contains(&name),
-                Attach::Iter(_) => true,
-            };
-            if let Some(needed) = TP_BTF.iter().find(|hook| hook.without.is_empty() && !has(hook)) {
-                let (Attach::TpBtf(name) | Attach::Iter(name)) = needed.attach;
-                return Err(format!("this kernel has no tracepoint {name} (6.3 and later have it)"));
-            }
-            let (hooks, missing): (Vec<Hook>, Vec<Hook>) = TP_BTF.iter().partition(|hook| has(hook));
-            let limits =
-                missing.iter().map(|hook| format!("without {}: {}", hook.program, hook.without)).collect();
-            Ok(Plan { backend, hooks, limits })
-        }
-        Backend::Fentry | Backend::Kprobe => Err("this version of dprof has no programs for it yet".into()),
-    }
-}
-
-/// The plan of the first back end that can be used, else why each cannot.
-pub fn plan(facts: &Facts) -> Result<Plan, String> {
-    let mut reasons = Vec::new();
-    for backend in Backend::ALL {
-        match judge(backend, facts) {
-            Ok(plan) => return Ok(plan),
-            // A reason that holds for all is said once.
-            Err(reason) if !reasons.iter().any(|r: &String| r.ends_with(&reason)) => {
-                reasons.push(format!("{backend}: {reason}"));
-            }
-            Err(_) => {}
-        }
-    }
-    Err(reasons.join("; "))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check(facts: &Facts, expected: Result<usize, &str>) {
-        match (plan(facts), expected) {
-            (Ok(plan), Ok(hooks)) => assert_eq!(plan.hooks.len(), hooks, "{plan:?}"),
-            (Err(reason), Err(part)) => assert!(reason.contains(part), "{reason}"),
-            (got, expected) => panic!("{got:?} for {expected:?}"),
-        }
-    }
-
-    #[test]
-    fn facts_decide() {
-        let facts = Facts::default();
-        check(&facts, Ok(8));
-        check(&Facts { tracepoints_missing: vec!["sk_data_ready"], ..facts.clone() }, Ok(7));
-        check(
-            &Facts { tracepoints_missing: vec!["sock_send_length"], ..facts.clone() },
-            Err("sock_send_length"),
-        );
-        check(&Facts { btf_error: Some("no BTF".into()), ..facts.clone() }, Err("no BTF"));
-        check(&Facts { privilege_error: Some("not root".into()), ..facts.clone() }, Err("not root"));
-        check(
-            &Facts { members_missing: vec!["tcp_sock.srtt_us".into()], ..facts.clone() },
-            Err("tcp_sock.srtt_us"),
-        );
-        check(&Facts { object_missing: true, ..facts.clone() }, Err("build-ebpf"));
-    }
-
-    #[test]
-    fn a_reason_common_to_all_back_ends_is_said_once() {
-        let facts = Facts { privilege_error: Some("not root".into()), ..Facts::default() };
-        assert_eq!(plan(&facts), Err("tp_btf: not root".into()));
-    }
-}
+/// TCP's own functions, their entries only.
+const KPROBE: &[Role] = &[
+    Role {
+        forms: &[hook_of("kprobe_send", Attach::Kprobe("tcp_sendmsg_locked"), &[3])],
+        without: Without::Refused,
+    },
+    Role {
+        forms: &[hook_of("kprobe_sendpages", Attach::Kprobe("do_tcp_sendpages"), &[5])],
+        without: Without::Nothing,
+    },
+    Role {
+        forms: &[
+            hook_of("kprobe_recv", Attach::Kprobe("tcp_recvmsg"), &[4, 5]),
+            hook_of("kprobe_recv_nonblock", Attach::Kprobe("tcp_recvmsg"), &[6]),
+        ],
+        without: Without::Refused,
+    },
+    Role { forms: &[hook("kprobe_release", Attach::Kprobe("release_sock"))], without: Without::Refused },
+    Role {
+        forms: &[
+            hook("raw_arrival", Attach::RawTp("sk_data_ready")),
+            hook("kprobe_arrival", Attach::Kprobe("sock_def_readable")),
+        ],
+        without: ARRIVAL,
+    },
+    Role { forms: &[hook("raw_state", Attach::RawTp("inet_sock_set_state"))], without: STATE },
+    Role { forms: &[hook("raw_retransmit", Attach::RawTp("tcp_retransmit_skb"))], without: RETRANSMIT },
+    LISTENERS,
+    Role {
+        forms: &[hook("kprobe_destroy", Attach::Kprobe("tcp_v4_destroy_sock"))],
+        without: Without::RefusedByAddress,
+    },
+];

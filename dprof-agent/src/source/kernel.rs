@@ -1,8 +1,8 @@
-//! The kernel as a source: loads and attaches the programs, drains their ring.
+//! The kernel as a source: loads and attaches the programs, drains their events.
 //!
-//! What a reader would get wrong: programs wake nobody. The reader looks at the ring every few milliseconds, more
-//! often the more it finds, which costs a hundredth of a wake-up per event. And the order of the stream is the
-//! order in which programs reserved room in the ring, over all CPUs.
+//! What a reader would get wrong: programs wake nobody. The reader looks every few milliseconds, more often the more
+//! it finds, which costs a hundredth of a wake-up per event. And the order of the stream is the order in which
+//! programs reserved room in the ring, over all CPUs; with perf buffers the order of the records' making.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,17 +13,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{BtfTracePoint, Iter};
-use aya::{Ebpf, EbpfLoader};
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::programs::Iter;
 use dprof_common::drop_reason::DropReason;
 use dprof_common::event::{EventKind, ListenEvent, OpenEvent, RecvEvent, SendEvent};
-use dprof_common::probe_config::{ProbeConfig, filter};
 
-use super::hooks::{Attach, Hook, Plan, plan};
-use super::object::OBJECT;
-use super::offsets::offsets;
+use super::events::Reader;
+use super::gate::Gate;
+use super::hooks::{Attach, Hook};
+use super::load::{self, Shape};
 use super::options::KernelOptions;
+use super::plan::{Plan, plan};
 use super::probe::{Probed, probe};
 use super::process::{ProcessTable, Seen};
 use super::record::Housekeeping;
@@ -46,12 +47,13 @@ const NETNS_MAX: usize = 1024;
 pub struct KernelSource {
     /// Dropping it detaches every program.
     _ebpf: Ebpf,
-    ring: RingBuf<MapData>,
+    events: Reader,
     drops: PerCpuArray<MapData, u64>,
     limits: HashMap<MapData, u64, u32>,
     generation: Array<MapData, u32>,
     generation_now: u32,
     limits_changed: bool,
+    gate: Gate,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     backend: &'static str,
     processes: ProcessTable,
@@ -65,19 +67,26 @@ pub struct KernelSource {
 /// Loads, attaches and starts. Every error names the thing and the remedy.
 pub fn open(options: &KernelOptions) -> anyhow::Result<Box<dyn Source>> {
     let Probed { facts, btf } = probe();
-    let plan = plan(&facts)
+    let plan = plan(options.wish, &facts)
         .map_err(|reason| anyhow!("cannot watch this kernel: {reason} (see dprof-agent doctor)"))?;
     let btf = btf.context("cannot watch this kernel: it has no BTF")?;
     let netns = netns_inodes(&options.netns)?;
-    let config = config(options, &btf)?;
+    let config = load::config(options, &plan, &btf)?;
     drop(btf);
-    let mut ebpf = load(&config, options.ring_bytes)?;
+    let types = load::types()?;
+    let mut ebpf = load::object(&config, Shape::of(&plan, options.ring_bytes), &types)?;
     // The stream opens with a reading of the clocks: without one, no event has a wall-clock time.
     let mut housekeeping = Housekeeping::default();
     let mut builder = BlockBuilder::default();
     housekeeping.append(read_clocks(), &[0; DropReason::COUNT], &mut builder);
-    fill_filters(&mut ebpf, options, &netns)?;
-    attach(&mut ebpf, &plan)?;
+    load::fill_filters(&mut ebpf, options, &netns)?;
+    // Open before the first event comes.
+    let events = Reader::open(&mut ebpf, plan.events, options.ring_bytes)?;
+    let mut gate =
+        Gate::new(Array::try_from(load::take(&mut ebpf, "WINDOW")?)?, options.duty_cycle.schedule())?;
+    gate.turn(read_clocks(), &mut builder)?;
+    load::attach(&mut ebpf, &plan, &types)?;
+    drop(types);
     // The kernel's type information was in memory until now.
     give_back();
     for limit in &plan.limits {
@@ -86,10 +95,11 @@ pub fn open(options: &KernelOptions) -> anyhow::Result<Box<dyn Source>> {
     // After attaching, so that no listener falls between: one that is told twice does no harm.
     let listeners = read_all_listeners(&mut ebpf, &plan, &options.netns);
     let mut source = KernelSource {
-        ring: RingBuf::try_from(take(&mut ebpf, "EVENTS")?)?,
-        drops: PerCpuArray::try_from(take(&mut ebpf, "DROPS")?)?,
-        limits: HashMap::try_from(take(&mut ebpf, "LIMITS")?)?,
-        generation: Array::try_from(take(&mut ebpf, "LIMITS_GENERATION")?)?,
+        events,
+        drops: PerCpuArray::try_from(load::take(&mut ebpf, "DROPS")?)?,
+        limits: HashMap::try_from(load::take(&mut ebpf, "LIMITS")?)?,
+        generation: Array::try_from(load::take(&mut ebpf, "LIMITS_GENERATION")?)?,
+        gate,
         generation_now: 0,
         limits_changed: false,
         logger: if options.debug { Some(aya_log::EbpfLogger::init(&mut ebpf)?) } else { None },
@@ -111,108 +121,43 @@ pub fn open(options: &KernelOptions) -> anyhow::Result<Box<dyn Source>> {
     Ok(Box::new(source))
 }
 
+/// What a program is once the kernel has taken it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Instructions as they run, after the kernel has rewritten them.
+    pub instructions: u32,
+    /// Instructions that the verifier looked at, of a million that it may; 0 = this kernel does not say.
+    pub verified: u32,
+}
+
 /// Loads every program of the plan without attaching any: what `doctor` shows.
-pub fn try_load(plan: &Plan) -> Vec<(Hook, Result<(), String>)> {
-    let load_all = || -> anyhow::Result<Ebpf> {
+pub fn try_load(plan: &Plan) -> Vec<(Hook, Result<Loaded, String>)> {
+    let options = KernelOptions::everything();
+    let open = || -> anyhow::Result<(Ebpf, aya::Btf)> {
         let btf = super::btf::Btf::from_kernel()?;
-        load(&config(&KernelOptions::everything(), &btf)?, KernelOptions::everything().ring_bytes)
+        let types = load::types()?;
+        let shape = Shape::of(plan, options.ring_bytes);
+        Ok((load::object(&load::config(&options, plan, &btf)?, shape, &types)?, types))
     };
-    match load_all() {
+    match open() {
         Err(error) => plan.hooks.iter().map(|hook| (*hook, Err(format!("{error:#}")))).collect(),
-        Ok(mut ebpf) => plan
+        Ok((mut ebpf, types)) => plan
             .hooks
             .iter()
-            .map(|hook| (*hook, load_program(&mut ebpf, hook).map_err(|error| format!("{error:#}"))))
+            .map(|hook| (*hook, try_one(&mut ebpf, hook, &types).map_err(|error| format!("{error:#}"))))
             .collect(),
     }
 }
 
-fn config(options: &KernelOptions, btf: &super::btf::Btf) -> anyhow::Result<ProbeConfig> {
-    let offsets = offsets(btf).map_err(|missing| anyhow!("{}", missing[0]))?;
-    let on = |list_is_empty: bool, bit: u32| if list_is_empty { 0 } else { bit };
-    Ok(ProbeConfig {
-        offsets,
-        own_tgid: std::process::id(),
-        filters: on(options.ports.is_empty(), filter::PORTS)
-            | on(options.pids.is_empty(), filter::PIDS)
-            | on(options.cgroups.is_empty(), filter::CGROUPS)
-            | on(options.netns.is_empty(), filter::NETNS),
-        payload_limit_default: options.payload_limit,
-        debug: u32::from(options.debug),
+fn try_one(ebpf: &mut Ebpf, hook: &Hook, types: &aya::Btf) -> anyhow::Result<Loaded> {
+    /// Bytes of one instruction.
+    const INSTRUCTION: u32 = 8;
+    load::program(ebpf, hook, types)?;
+    let info = ebpf.program(hook.program).context("loaded a moment ago")?.info()?;
+    Ok(Loaded {
+        instructions: info.size_translated().unwrap_or(0) / INSTRUCTION,
+        verified: info.verified_instruction_count().unwrap_or(0),
     })
-}
-
-fn load(config: &ProbeConfig, ring_bytes: u32) -> anyhow::Result<Ebpf> {
-    // 0 = log nothing: the branch is gone before the program runs.
-    let log_level: u8 = if config.debug == 0 { 0 } else { log::Level::Debug as u8 };
-    EbpfLoader::new()
-        .override_global("PROBE_CONFIG", bytemuck::bytes_of(config), true)
-        .override_global("AYA_LOG_LEVEL", &log_level, true)
-        .map_max_entries("EVENTS", ring_bytes)
-        .load(OBJECT)
-        .context("load the kernel programs")
-}
-
-fn load_program(ebpf: &mut Ebpf, hook: &Hook) -> anyhow::Result<()> {
-    let program =
-        ebpf.program_mut(hook.program).with_context(|| format!("the object has no {}", hook.program))?;
-    let btf = aya::Btf::from_sys_fs()?;
-    match hook.attach {
-        Attach::TpBtf(name) => {
-            let program: &mut BtfTracePoint = program.try_into()?;
-            program.load(name, &btf).with_context(|| format!("load {} for tp_btf/{name}", hook.program))
-        }
-        Attach::Iter(name) => {
-            let program: &mut Iter = program.try_into()?;
-            program.load(name, &btf).with_context(|| format!("load {} for iter/{name}", hook.program))
-        }
-    }
-}
-
-fn attach(ebpf: &mut Ebpf, plan: &Plan) -> anyhow::Result<()> {
-    // The kernel's types are read once for all programs and freed before the first event.
-    for hook in &plan.hooks {
-        load_program(ebpf, hook)?;
-    }
-    for hook in &plan.hooks {
-        if let Attach::TpBtf(name) = hook.attach {
-            let program: &mut BtfTracePoint =
-                ebpf.program_mut(hook.program).context("loaded a moment ago")?.try_into()?;
-            program.attach().with_context(|| format!("attach tp_btf/{name}"))?;
-        }
-    }
-    Ok(())
-}
-
-fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<aya::maps::Map> {
-    ebpf.take_map(name).with_context(|| format!("the kernel programs have no map {name}: build them again"))
-}
-
-/// A map that the programs still need: closing its last descriptor before they are loaded would lose it.
-fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut aya::maps::Map> {
-    ebpf.map_mut(name).with_context(|| format!("the kernel programs have no map {name}: build them again"))
-}
-
-fn fill_filters(ebpf: &mut Ebpf, options: &KernelOptions, netns: &[u32]) -> anyhow::Result<()> {
-    let mut ports = HashMap::<_, u16, u8>::try_from(map_mut(ebpf, "FILTER_PORTS")?)?;
-    for port in &options.ports {
-        ports.insert(port, 1, 0).context("too many ports in the filter")?;
-    }
-    let mut pids = HashMap::<_, u32, u8>::try_from(map_mut(ebpf, "FILTER_PIDS")?)?;
-    for pid in &options.pids {
-        pids.insert(pid, 1, 0).context("too many processes in the filter")?;
-    }
-    let mut cgroups = HashMap::<_, u64, u8>::try_from(map_mut(ebpf, "FILTER_CGROUPS")?)?;
-    for cgroup in &options.cgroups {
-        // A cgroup's id is the inode number of its folder.
-        let id = std::fs::metadata(cgroup).with_context(|| format!("cgroup {}", cgroup.display()))?.ino();
-        cgroups.insert(id, 1, 0).context("too many cgroups in the filter")?;
-    }
-    let mut namespaces = HashMap::<_, u32, u8>::try_from(map_mut(ebpf, "FILTER_NETNS")?)?;
-    for inode in netns {
-        namespaces.insert(inode, 1, 0).context("too many network namespaces in the filter")?;
-    }
-    Ok(())
 }
 
 /// Inode numbers of network namespaces: what the kernel calls them by.
@@ -296,21 +241,26 @@ impl KernelSource {
         }
     }
 
-    /// Takes what is in the ring, up to a block's worth. Whether the ring is empty now.
-    fn drain(&mut self) -> bool {
-        while self.builder.len() < BLOCK_BYTES {
-            let Some(record) = self.ring.next() else { return true };
-            if let Some(seen) = seen(&record)
-                && let Some(description) = self.processes.describe(&seen)
+    /// Takes what is there, up to a block's worth. Whether none is left now.
+    fn drain(&mut self, now_ns: u64) -> bool {
+        let Self { events, processes, builder, counters, .. } = self;
+        events.drain(now_ns, |record| {
+            if let Some(seen) = seen(record)
+                && let Some(description) = processes.describe(&seen)
             {
-                self.builder.push(&[&description]);
-                self.counters.records += 1;
+                builder.push(&[&description]);
+                counters.records += 1;
             }
-            self.builder.push(&[&record]);
-            self.counters.records += 1;
-            self.counters.bytes += record.len() as u64;
-        }
-        false
+            builder.push(&[record]);
+            counters.records += 1;
+            counters.bytes += record.len() as u64;
+            builder.len() < BLOCK_BYTES
+        })
+    }
+
+    /// Time to the capture window's next edge.
+    fn to_edge(&self, now_ns: u64) -> Duration {
+        Duration::from_nanos(self.gate.due_ns().saturating_sub(now_ns))
     }
 
     fn read_drops(&mut self) {
@@ -347,7 +297,12 @@ impl Source for KernelSource {
         loop {
             // Before draining: all that is in the stream before this reading's record is older than it.
             let reading = read_clocks();
-            let is_empty = self.drain();
+            self.gate.turn(reading, &mut self.builder)?;
+            let is_empty = self.drain(reading.monotonic_ns);
+            if is_empty {
+                self.gate.close(&mut self.builder);
+            }
+            let reading = reading.before(self.events.held_ns());
             if reading.monotonic_ns >= self.drops_due_ns {
                 self.drops_due_ns = reading.monotonic_ns + DROPS_EVERY_NS;
                 self.read_drops();
@@ -365,14 +320,15 @@ impl Source for KernelSource {
                 } else {
                     (self.pause * 2).min(PAUSE_MAX)
                 };
-                std::thread::sleep(self.pause);
+                std::thread::sleep(self.pause.min(self.to_edge(reading.monotonic_ns)));
                 return Ok(Some(block));
             }
             if reading.monotonic_ns >= deadline_ns {
                 return Ok(Some(Block::default()));
             }
             self.pause = (self.pause * 2).min(PAUSE_MAX);
-            std::thread::sleep(self.pause.min(Duration::from_nanos(deadline_ns - reading.monotonic_ns)));
+            let left = Duration::from_nanos(deadline_ns - reading.monotonic_ns);
+            std::thread::sleep(self.pause.min(left).min(self.to_edge(reading.monotonic_ns)));
         }
     }
 
@@ -418,7 +374,8 @@ fn seen(record: &[u8]) -> Option<Seen<'_>> {
         | EventKind::Listen
         | EventKind::Process
         | EventKind::Clock
-        | EventKind::Lost => return None,
+        | EventKind::Lost
+        | EventKind::Window => return None,
     };
     Some(Seen { tgid: (pid_tgid >> 32) as u32, comm, cgroup_id, time_ns })
 }

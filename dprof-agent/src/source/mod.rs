@@ -4,11 +4,16 @@
 //! what user space adds (process descriptions, clock readings, losses), so that a replay gives the same spans.
 
 pub mod btf;
+mod events;
+pub mod floor;
+pub mod gate;
 pub mod hooks;
 pub mod kernel;
+mod load;
 pub mod object;
 pub mod offsets;
 pub mod options;
+pub mod plan;
 pub mod probe;
 pub mod process;
 pub mod record;
@@ -17,6 +22,8 @@ pub mod redact;
 pub mod replay;
 pub mod service_name;
 pub mod tee;
+mod trial;
+pub mod window;
 
 use std::time::Duration;
 

@@ -38,14 +38,21 @@ pub fn offsets(btf: &Btf) -> Result<Offsets, Vec<BtfError>> {
         first_tx_mstamp: of("tcp_sock", "first_tx_mstamp"),
         srtt_us: of("tcp_sock", "srtt_us"),
         max_window: of("tcp_sock", "max_window"),
+        mss_cache: of("tcp_sock", "mss_cache"),
+        gso_segs: of("tcp_sock", "gso_segs"),
         msg_left: of("msghdr", "msg_iter.count"),
         task_flags: of("task_struct", "flags"),
+        task_stack: of("task_struct", "stack"),
         regs_nr: of("pt_regs", "orig_ax"),
         regs_arg2: of("pt_regs", "si"),
         regs_arg3: of("pt_regs", "dx"),
         regs_result: of("pt_regs", "ax"),
         skb_cb: of("sk_buff", "cb"),
         sk_protocol: of("sock", "sk_protocol"),
+        skc_prot: of("sock_common", "skc_prot"),
+        proto_sendmsg: of("proto", "sendmsg"),
+        proto_recvmsg: of("proto", "recvmsg"),
+        skc_flags: of("sock_common", "skc_flags"),
     };
     if missing.is_empty() { Ok(offsets) } else { Err(missing) }
 }

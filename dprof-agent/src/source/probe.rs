@@ -1,9 +1,11 @@
 //! Facts about the running kernel, for the plan and for `doctor`.
 
 use super::btf::Btf;
-use super::hooks::{Attach, Facts, TP_BTF};
-use super::object::OBJECT;
+use super::hooks::{Backend, Hook};
+use super::object::{OBJECT, OBJECT_PERF};
 use super::offsets::offsets;
+use super::plan::Facts;
+use super::trial;
 
 /// Effective capabilities that loading and attaching need: `CAP_BPF` and `CAP_PERFMON`, or `CAP_SYS_ADMIN`.
 const CAP_SYS_ADMIN: u64 = 1 << 21;
@@ -21,7 +23,7 @@ pub struct Probed {
 
 /// Looks at this machine. Never fails: what cannot be used is a fact.
 pub fn probe() -> Probed {
-    let mut facts = Facts { object_missing: OBJECT.is_empty(), ..Facts::default() };
+    let mut facts = Facts { object_missing: OBJECT.is_empty() || OBJECT_PERF.is_empty(), ..Facts::default() };
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     facts.privilege_error = privilege_error(&status);
     let btf = match Btf::from_kernel() {
@@ -36,15 +38,41 @@ pub fn probe() -> Probed {
             facts.members_missing =
                 missing.iter().map(|error| error.to_string().replace("this kernel has no ", "")).collect();
         }
-        facts.tracepoints_missing = TP_BTF
-            .iter()
-            .filter_map(|hook| match hook.attach {
-                Attach::TpBtf(name) if !btf.has_tracepoint(name) => Some(name),
-                Attach::TpBtf(_) | Attach::Iter(_) => None,
-            })
-            .collect();
+        for hook in every_hook() {
+            if let Some(name) = hook.attach.tracepoint()
+                && !btf.has_tracepoint(name)
+                && !facts.tracepoints_missing.contains(&name)
+            {
+                facts.tracepoints_missing.push(name);
+            }
+            if let Some(name) = hook.attach.function()
+                && !facts.functions.contains_key(name)
+                && let Some(parameters) = btf.parameters(name)
+            {
+                facts.functions.insert(name, parameters);
+            }
+        }
+        facts.registers_on_stack = registers_on_stack(btf);
+        if facts.privilege_error.is_none() && !facts.object_missing {
+            trial::fill(&mut facts, btf);
+        }
     }
     Probed { facts, btf }
+}
+
+/// Every form of every role of every back end.
+pub fn every_hook() -> impl Iterator<Item = &'static Hook> {
+    Backend::ALL.into_iter().flat_map(Backend::roles).flat_map(|role| role.forms)
+}
+
+/// Where the registers of a thread that is in a system call lie: at the upper end of its kernel stack (`task_pt_regs`
+/// of x86). Kernels that put something above them have the helper, so this is not asked there.
+fn registers_on_stack(btf: &Btf) -> Option<u32> {
+    // `union thread_union` is as large as a stack. Where BTF leaves it out: on x86-64 an interrupt's stack is of the
+    // same size, whatever that is (`THREAD_SIZE_ORDER` and `IRQ_STACK_ORDER` both grow with KASAN). Were it wrong, the
+    // programs would find no `-ENOSYS` there, and read nothing.
+    let stack = btf.size("thread_union").or_else(|| btf.size("irq_stack"))?;
+    stack.checked_sub(btf.size("pt_regs")?)
 }
 
 /// Why a process with this `/proc/self/status` may not load programs; `None` = it may.

@@ -6,7 +6,7 @@ use std::mem::size_of;
 
 use dprof_common::event::{
     ArrivalsEvent, ClockEvent, CloseEvent, EventHeader, EventKind, FirstDepartureEvent, ListenEvent,
-    LostEvent, OpenEvent, RecvEvent, RetransmitEvent, SendEvent, flag,
+    LostEvent, OpenEvent, RecvEvent, RetransmitEvent, SendEvent, WindowEvent, flag,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -65,6 +65,7 @@ impl Redactor {
             Some(EventKind::Retransmit) => first(record, size_of::<RetransmitEvent>()),
             Some(EventKind::Clock) => first(record, size_of::<ClockEvent>()),
             Some(EventKind::Lost) => first(record, size_of::<LostEvent>()),
+            Some(EventKind::Window) => first(record, size_of::<WindowEvent>()),
             Some(EventKind::Process) => record,
             // A kind that we do not know may hold anything: its header alone is kept.
             None => first(record, size_of::<EventHeader>()),

@@ -25,18 +25,25 @@ pub(crate) const SETTLE_NS: u64 = 500_000_000;
 /// Steps from a span up to the root of its tree. Real call chains are tens of hops; a loop would be damage.
 const DEPTH_MAX: usize = 64;
 
+/// Entries of nodes that left the queue before their time, beyond as many as are in it, before they are swept out.
+const QUEUE_SLACK: usize = 1024;
+
 /// Calls told of their trace when their cause settles late; further ones take their cause's id.
 const TOLD_MAX: usize = 1024;
 
 /// What is known of an RPC when its request is first seen at one end.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Sight {
     pub(crate) span_id: SpanId,
     pub(crate) side: Side,
-    /// Client side: its cause.
+    /// Client side: its cause, if that is decided.
     pub(crate) link: Option<Link>,
-    /// Client side without a cause: why.
-    pub(crate) root: Option<RootKind>,
+    /// Client side: further causes.
+    pub(crate) further: Vec<Link>,
+    /// Client side: [`Window::decide`] will tell the cause.
+    pub(crate) undecided: bool,
+    /// Client side: why it has no cause, if it turns out to have none.
+    pub(crate) root: RootKind,
     /// Trace id that the request carries.
     pub(crate) explicit: Option<u128>,
     /// Whether the other end's address is one of this host.
@@ -59,9 +66,14 @@ struct Node {
     client_seen: bool,
     server_seen: bool,
     far_is_local: bool,
-    /// In the queue.
-    queued: bool,
+    /// In the queue, until this time.
+    queued_until_ns: Option<u64>,
     link: Option<Link>,
+    further_links: Vec<Link>,
+    /// The link is not known yet.
+    undecided: bool,
+    /// Outlives its cause.
+    is_detached: bool,
     root: Option<RootKind>,
     explicit: Option<u128>,
     first_seen_ns: u64,
@@ -94,6 +106,10 @@ pub(crate) struct Window {
     nodes: FxHashMap<SpanId, Node>,
     /// Done nodes that wait for a first sight, in the order of their due time.
     queue: VecDeque<(u64, SpanId)>,
+    /// How many nodes are in the queue; it may hold more entries, of nodes that left before their time.
+    n_queued: usize,
+    /// Nodes to look at again; kept between calls to save allocations.
+    unsettled: Vec<SpanId>,
     /// Spans that are done with, until the engine takes them.
     ready: Vec<Span>,
     settle_ns: u64,
@@ -117,6 +133,8 @@ impl Window {
         Self {
             nodes: FxHashMap::default(),
             queue: VecDeque::new(),
+            n_queued: 0,
+            unsettled: Vec::new(),
             ready: Vec::new(),
             settle_ns: hold_ns.min(SETTLE_NS),
             held_max,
@@ -126,7 +144,7 @@ impl Window {
 
     /// Done nodes that wait.
     pub(crate) fn held(&self) -> usize {
-        self.queue.len()
+        self.n_queued
     }
 
     pub(crate) const fn counters(&self) -> WindowCounters {
@@ -134,20 +152,19 @@ impl Window {
     }
 
     /// A request was first seen at one end.
-    pub(crate) fn sight(&mut self, sight: &Sight) {
-        let mut tell = None;
-        if let Some(link) = sight.link {
-            let (trace, is_settled) = self.resolve(link.parent, sight.now_ns);
-            tell = Some((link.parent, trace, is_settled));
-        }
+    #[inline(never)]
+    pub(crate) fn sight(&mut self, sight: Sight) {
         let node = self.nodes.entry(sight.span_id).or_insert_with(|| Node {
             client: None,
             server: None,
             client_seen: false,
             server_seen: false,
             far_is_local: false,
-            queued: false,
+            queued_until_ns: None,
             link: None,
+            further_links: Vec::new(),
+            undecided: false,
+            is_detached: false,
             root: None,
             explicit: None,
             first_seen_ns: sight.now_ns,
@@ -160,22 +177,53 @@ impl Window {
             Side::Server => node.server_seen = true,
             Side::Client => {
                 node.client_seen = true;
-                node.link = sight.link;
-                node.root = sight.root;
-                if let Some((parent, trace, is_settled)) = tell {
-                    if is_settled {
-                        node.trace = Some(trace);
-                    } else if let Some(parent) = self.nodes.get_mut(&parent)
-                        && parent.untold.len() < TOLD_MAX
-                    {
-                        parent.untold.push(sight.span_id);
-                    }
+                node.undecided = sight.undecided;
+                node.root = Some(sight.root);
+                node.further_links = sight.further;
+                if let Some(link) = sight.link {
+                    node.link = Some(link);
+                    self.follow(sight.span_id, link.parent, sight.now_ns);
                 }
             }
         }
     }
 
+    /// The cause of a call is known (or that it is not): the last word on it.
+    #[inline(never)]
+    pub(crate) fn decide(&mut self, span_id: SpanId, link: Option<Link>, further: Vec<Link>, now_ns: u64) {
+        let Some(node) = self.nodes.get_mut(&span_id) else { return };
+        node.undecided = false;
+        node.link = link;
+        node.further_links = further;
+        if let Some(link) = link {
+            self.follow(span_id, link.parent, now_ns);
+        }
+        self.settle(span_id, now_ns);
+    }
+
+    /// A call outlives its cause.
+    pub(crate) fn mark_detached(&mut self, span_id: SpanId) {
+        if let Some(node) = self.nodes.get_mut(&span_id) {
+            node.is_detached = true;
+        }
+    }
+
+    /// A call takes the trace of its cause, now or when that is settled.
+    fn follow(&mut self, span_id: SpanId, parent: SpanId, now_ns: u64) {
+        let (trace, is_settled) = self.resolve(parent, now_ns);
+        if is_settled {
+            if let Some(node) = self.nodes.get_mut(&span_id) {
+                node.trace = Some(trace);
+            }
+        } else if let Some(parent) = self.nodes.get_mut(&parent)
+            && parent.untold.len() < TOLD_MAX
+        {
+            parent.untold.push(span_id);
+        }
+    }
+
     /// A half ended.
+    #[inline(never)]
     pub(crate) fn finish(&mut self, span_id: SpanId, side: Side, half: Half, now_ns: u64) {
         let Some(node) = self.nodes.get_mut(&span_id) else { return };
         let place = match side {
@@ -188,23 +236,50 @@ impl Window {
         if !node.is_done() {
             return;
         }
-        let may_meet = node.may_meet();
-        let queued = node.queued;
-        if !may_meet && self.resolve(span_id, now_ns).1 {
-            self.release(span_id, now_ns);
-        } else if !queued {
-            if let Some(node) = self.nodes.get_mut(&span_id) {
-                node.queued = true;
-            }
-            self.queue.push_back((now_ns.saturating_add(self.settle_ns), span_id));
-            while self.queue.len() > self.held_max {
+        self.settle(span_id, now_ns);
+        let due_ns = now_ns.saturating_add(self.settle_ns);
+        if let Some(node) = self.nodes.get_mut(&span_id)
+            && node.queued_until_ns.is_none()
+        {
+            node.queued_until_ns = Some(due_ns);
+            self.n_queued += 1;
+            self.queue.push_back((due_ns, span_id));
+            while self.n_queued > self.held_max {
                 self.counters.evicted += 1;
-                self.pop(now_ns);
+                self.pop_held(now_ns);
+            }
+            if self.queue.len() > 2 * self.n_queued + QUEUE_SLACK {
+                let nodes = &self.nodes;
+                self.queue.retain(|(due_ns, span_id)| {
+                    nodes.get(span_id).is_some_and(|node| node.queued_until_ns == Some(*due_ns))
+                });
+            }
+        }
+    }
+
+    /// Releases a node, and the calls below it that waited for its trace, if nothing is to be waited for any more.
+    fn settle(&mut self, span_id: SpanId, now_ns: u64) {
+        self.unsettled.push(span_id);
+        while let Some(span_id) = self.unsettled.pop() {
+            let (trace, is_settled) = self.resolve(span_id, now_ns);
+            let Some(node) = self.nodes.get_mut(&span_id).filter(|_| is_settled) else { continue };
+            let may_leave = node.is_done() && !node.undecided && !node.may_meet();
+            for child in std::mem::take(&mut node.untold) {
+                if let Some(child) = self.nodes.get_mut(&child)
+                    && child.trace.is_none()
+                {
+                    child.trace = Some(trace);
+                }
+                self.unsettled.push(child);
+            }
+            if may_leave {
+                self.release(span_id, now_ns);
             }
         }
     }
 
     /// A request turned out to be none.
+    #[inline(never)]
     pub(crate) fn forget(&mut self, span_id: SpanId, side: Side) {
         let Some(node) = self.nodes.get_mut(&span_id) else { return };
         match side {
@@ -216,6 +291,11 @@ impl Window {
         }
     }
 
+    /// An RPC of which a part will not be seen: nothing is said of it.
+    pub(crate) fn abandon(&mut self, span_id: SpanId) {
+        self.nodes.remove(&span_id);
+    }
+
     /// Bytes of a server's answer were sent again after it had ended.
     pub(crate) fn mark_resent(&mut self, span_id: SpanId) {
         if let Some(half) = self.nodes.get_mut(&span_id).and_then(|node| node.server.as_mut()) {
@@ -224,15 +304,26 @@ impl Window {
         }
     }
 
-    /// Gives out what is done with, and what has waited long enough.
-    pub(crate) fn take(&mut self, now_ns: u64, spans: &mut Vec<Span>) {
+    /// Releases what has waited long enough.
+    #[inline]
+    pub(crate) fn expire(&mut self, now_ns: u64) {
         while self.queue.front().is_some_and(|(due_ns, _)| *due_ns <= now_ns) {
             self.pop(now_ns);
         }
-        spans.append(&mut self.ready);
+    }
+
+    /// Gives out what is done with.
+    pub(crate) fn take(&mut self, spans: &mut Vec<Span>) {
+        // A span is large: most are given out from an empty list to an empty list, without a copy.
+        if spans.is_empty() {
+            std::mem::swap(spans, &mut self.ready);
+        } else {
+            spans.append(&mut self.ready);
+        }
     }
 
     /// Gives out everything that has a finished half.
+    #[inline(never)]
     pub(crate) fn take_all(&mut self, now_ns: u64, spans: &mut Vec<Span>) {
         while !self.queue.is_empty() {
             self.pop(now_ns);
@@ -250,10 +341,22 @@ impl Window {
         spans.append(&mut self.ready);
     }
 
+    /// Takes out entries up to one whose node is still held.
+    fn pop_held(&mut self, now_ns: u64) {
+        let n_queued = self.n_queued;
+        while self.n_queued == n_queued && !self.queue.is_empty() {
+            self.pop(now_ns);
+        }
+    }
+
     fn pop(&mut self, now_ns: u64) {
-        let Some((_, span_id)) = self.queue.pop_front() else { return };
+        let Some((due_ns, span_id)) = self.queue.pop_front() else { return };
         let Some(node) = self.nodes.get_mut(&span_id) else { return };
-        node.queued = false;
+        if node.queued_until_ns != Some(due_ns) {
+            return;
+        }
+        node.queued_until_ns = None;
+        self.n_queued -= 1;
         // Sighted at the other end meanwhile: that half releases it when it ends.
         if !node.is_done() {
             return;
@@ -267,6 +370,7 @@ impl Window {
     fn release(&mut self, span_id: SpanId, now_ns: u64) {
         let (trace, _) = self.resolve(span_id, now_ns);
         let Some(node) = self.nodes.remove(&span_id) else { return };
+        self.n_queued -= usize::from(node.queued_until_ns.is_some());
         let mut told = node.untold;
         while let Some(child) = told.pop() {
             if let Some(child) = self.nodes.get_mut(&child)
@@ -279,6 +383,9 @@ impl Window {
         if trace.is_fragment {
             flags.insert(SpanFlags::FRAGMENT);
         }
+        if node.is_detached && node.link.is_some() {
+            flags.insert(SpanFlags::DETACHED);
+        }
         let root = match (node.link, node.client_seen) {
             (Some(_), _) => None,
             (None, true) => node.root,
@@ -288,6 +395,7 @@ impl Window {
             trace_id: trace.id,
             span_id,
             link: node.link,
+            further_links: node.further_links,
             root,
             flags,
             probability: 1.0,
@@ -316,6 +424,10 @@ impl Window {
             if let Some(trace) = node.trace {
                 result.0 = trace;
                 break;
+            }
+            if node.undecided {
+                let trace = Trace { id: topmost.as_root_trace(), is_fragment: false };
+                return (trace, false);
             }
             let Some(link) = node.link else {
                 let id = node.explicit.filter(|id| *id != 0).map_or(topmost.as_root_trace(), TraceId);

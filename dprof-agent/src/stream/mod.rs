@@ -6,6 +6,7 @@
 
 pub(crate) mod detect;
 pub(crate) mod position;
+pub(crate) mod resent;
 pub(crate) mod socket;
 pub(crate) mod timeline;
 pub(crate) mod turns;
@@ -74,7 +75,7 @@ impl Chunk<'_> {
     }
 
     /// The chunk without its bytes before `pos`.
-    pub(crate) fn from_pos(&self, pos: u64) -> Self {
+    pub(crate) fn after(&self, pos: u64) -> Self {
         let skip = pos.saturating_sub(self.start).min(self.size);
         let cut = usize::try_from(skip).map_or(self.payload.len(), |skip| skip.min(self.payload.len()));
         Self {

@@ -24,9 +24,21 @@ pub(crate) const HELD_NS: u64 = 10_000_000;
 /// Positions beyond this are refused as damage: 4 EiB through one connection.
 pub(crate) const POSITION_MAX: u64 = 1 << 62;
 
-/// After this many bursts of held calls in a row none of which was resolved, with no event lost, the positions
-/// are not those of the calls' bytes (kTLS and sockmap add or replace bytes): sizes are counted instead.
+/// After this many bursts of held calls in a row in which the stream grew by a little more than each call, with no
+/// event lost, the positions are not those of the calls' bytes (kTLS adds a record's frame): sizes are counted
+/// instead. The kernel programs say so themselves where they can read the socket's functions.
 const UNRESOLVED_MAX: u8 = 3;
+
+/// Calls of a burst that must all be odd in this way: half of those held, as where requests and answers alternate.
+/// Calls that were not seen would have to be small and every second one, this many times, in each burst.
+const ODD_CALLS_MIN: usize = HELD_CALLS_MAX / 2;
+
+/// A record of TLS adds at most this to a call's bytes: header, explicit nonce, tag (29 with AES-GCM in TLS 1.2),
+/// and some padding.
+const RECORD_FRAME_BYTES_MAX: u64 = 64;
+
+/// And holds at most this of them (RFC 8446, section 5.1).
+const RECORD_BYTES_MAX: u64 = 16 * 1024;
 
 /// A call that waits for its place, with a copy of its payload.
 #[derive(Debug)]
@@ -90,6 +102,11 @@ impl Positions {
         self.counted[0] || self.counted[1]
     }
 
+    /// Positions are not those of the calls' bytes: sizes are counted from now on.
+    pub(crate) const fn count(&mut self) {
+        self.counted = [true; 2];
+    }
+
     /// Places `call`. Changes nothing: [`Positions::advance`] does.
     pub(crate) fn place(&self, call: &Call) -> Place {
         let d = call.direction.idx();
@@ -148,14 +165,16 @@ impl Positions {
     pub(crate) fn give_up(&mut self, held: &mut [HeldCall], lost: bool) {
         for direction in [Direction::Out, Direction::In] {
             let d = direction.idx();
-            let mut calls = held.iter().filter(|held| held.call.direction == direction);
-            // Several calls in a row none of which starts where the one before ended.
+            let calls = || held.iter().filter(|held| held.call.direction == direction);
             let mut end = self.next[d];
-            let odd = calls.clone().count() > 2
-                && calls.all(|held| {
-                    let odd = end != held.call.end_pos.checked_sub(u64::from(held.call.size));
+            let odd = calls().count() >= ODD_CALLS_MIN
+                && calls().all(|held| {
+                    let size = u64::from(held.call.size);
+                    let start = held.call.end_pos.checked_sub(size);
+                    let added = end.zip(start).and_then(|(end, start)| start.checked_sub(end));
                     end = Some(held.call.end_pos);
-                    odd
+                    let frames = size.div_ceil(RECORD_BYTES_MAX) * RECORD_FRAME_BYTES_MAX;
+                    added.is_some_and(|added| (1..=frames).contains(&added))
                 });
             self.unresolved[d] = if odd && !lost { self.unresolved[d] + 1 } else { 0 };
             self.counted[d] |= self.unresolved[d] >= UNRESOLVED_MAX;

@@ -3,7 +3,6 @@
 //! What a reader would get wrong: a socket is one *end*. When both ends of a connection live on this host there
 //! are two sockets, each with its own `Out` and `In`, and nothing here knows of the other one.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -12,10 +11,12 @@ use dprof_common::model::{Side, SpanId, rpc_identity};
 
 use super::detect::{HeadContext, Heads, Judgement};
 use super::position::{HeldCall, POSITION_MAX, Place, Positions};
+use super::resent::Resent;
 use super::timeline::Timeline;
 use super::turns::{self, Turns};
 use super::{Call, Chunk};
-use crate::protocol::{Direction, Parsed, Parser, Protocol};
+use crate::protocol::capture::Capture;
+use crate::protocol::{Attributes, Direction, Parsed, Parser, Protocol, tls};
 use crate::span::pair::Pairing;
 
 /// Payload limits that are asked for: few, so that a socket's limit changes seldom.
@@ -24,11 +25,12 @@ const PAYLOAD_CLASSES: [u32; 5] = [0, 256, 1024, 4096, PAYLOAD_LIMIT_START];
 /// What a new socket gets, and the most that a call gives ([`dprof_common::limits::PAYLOAD_BYTES_MAX`]).
 pub(crate) const PAYLOAD_LIMIT_START: u32 = 16 * 1024;
 
-/// Retransmitted ranges remembered per socket: of messages whose last call is still to come.
-const RESENT_MAX: usize = 8;
+/// Bytes of an unrecognised connection after which a TLS hello is not looked for any more: clients ask for TLS within
+/// the first few exchanges (SMTP: greeting, EHLO, STARTTLS).
+const WATCHED_BYTES_MAX: u32 = 8 * 1024;
 
-/// Finished responses remembered per socket, to be marked when they are retransmitted.
-const ANSWERED_MAX: usize = 4;
+/// Bytes of a call that are looked at: the hello's first ones.
+const WATCHED_BYTES: u32 = 16;
 
 /// Which end of the TCP connection this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +63,14 @@ enum Speech {
 }
 
 /// A change of speech that a parser asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Transition {
     /// Another protocol from these positions on.
     Switch([u64; 2]),
     /// No messages any more.
     Opaque,
+    /// Nothing that can be read from these positions on.
+    Encrypted { at: [u64; 2], request_direction: Direction, attributes: Attributes },
     /// Detection was wrong.
     Mistaken,
 }
@@ -78,14 +82,8 @@ pub(crate) struct Grammar {
     pub(crate) protocols: &'static [&'static dyn Protocol],
     /// Whether unknown connections are cut by changes of direction.
     pub(crate) unknown: bool,
-}
-
-/// A server's answer that has left: its RPC and its bytes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Answered {
-    pub(crate) span_id: SpanId,
-    pub(crate) start: u64,
-    pub(crate) end: u64,
+    /// What may be kept of keys and values.
+    pub(crate) capture: Capture,
 }
 
 /// State of one socket.
@@ -113,10 +111,13 @@ pub(crate) struct Socket {
     /// Arrivals of the next `Recv`.
     pub(crate) arrivals: Vec<Arrival>,
     speech: Speech,
+    /// Bytes of an unrecognised connection that are still looked at: it may become TLS.
+    watch: u32,
+    unrecognised_said: bool,
+    /// Client and server as a proxy before this end saw them.
+    pub(crate) origin: Option<(SocketAddr, SocketAddr)>,
     pub(crate) pairing: Pairing,
-    pub(crate) resent: VecDeque<(u64, u64)>,
-    answered: [Option<Answered>; ANSWERED_MAX],
-    answered_idx: u8,
+    pub(crate) resent: Resent,
     pub(crate) srtt_us: u32,
     /// Time to connect, until the first RPC takes it.
     pub(crate) connect_ns: Option<u64>,
@@ -125,6 +126,12 @@ pub(crate) struct Socket {
     /// Time of the last call and of the one before.
     pub(crate) last_call_ns: u64,
     pub(crate) previous_call_ns: u64,
+    /// Bytes of this direction may have passed outside the capture window since the last call, per direction index.
+    pub(crate) missed: [bool; 2],
+    /// Process of the last call.
+    pub(crate) last_tgid: u32,
+    /// Bytes are missing before the call under way, whose time this is.
+    pub(crate) after_gap_ns: Option<u64>,
     payload_limit: u32,
 }
 
@@ -154,15 +161,19 @@ impl Socket {
             departing: None,
             arrivals: Vec::new(),
             speech: Speech::Detecting(Heads::new(role == Role::Unknown)),
-            pairing: Pairing::default(),
-            resent: VecDeque::new(),
-            answered: [None; ANSWERED_MAX],
-            answered_idx: 0,
+            watch: 0,
+            unrecognised_said: false,
+            origin: None,
+            pairing: if role == Role::Unknown { Pairing::joined() } else { Pairing::default() },
+            resent: Resent::default(),
             srtt_us: 0,
             connect_ns: (open.connect_ns != 0).then_some(open.connect_ns),
             last_used: 0,
-            last_call_ns: 0,
+            last_call_ns: open.time_ns,
             previous_call_ns: 0,
+            missed: [false; 2],
+            last_tgid: 0,
+            after_gap_ns: None,
             payload_limit: PAYLOAD_LIMIT_START,
         }
     }
@@ -212,18 +223,33 @@ impl Socket {
     pub(crate) const fn protocol(&self) -> &'static str {
         match &self.speech {
             Speech::Speaking { name, .. } | Speech::Opaque { name } => name,
-            Speech::Detecting(_) | Speech::Turns(_) | Speech::Ignored => turns::NAME,
+            Speech::Turns(turns) => turns.name(),
+            Speech::Detecting(_) | Speech::Ignored => turns::NAME,
         }
     }
 
     /// Whether nothing that is fed can give anything.
     pub(crate) const fn is_ignored(&self) -> bool {
-        matches!(self.speech, Speech::Ignored | Speech::Opaque { .. })
+        match self.speech {
+            Speech::Ignored => self.watch == 0,
+            Speech::Opaque { .. } => true,
+            Speech::Detecting(_) | Speech::Speaking { .. } | Speech::Turns(_) => false,
+        }
     }
 
-    /// Whether no protocol recognises it.
-    pub(crate) const fn is_unrecognised(&self) -> bool {
-        matches!(self.speech, Speech::Ignored | Speech::Turns(_))
+    /// Whether no protocol recognises it and this was not said before.
+    pub(crate) fn newly_unrecognised(&mut self) -> bool {
+        let is_unrecognised = match &self.speech {
+            Speech::Ignored => true,
+            Speech::Turns(turns) => turns.name() == turns::NAME,
+            Speech::Detecting(_) | Speech::Speaking { .. } | Speech::Opaque { .. } => false,
+        };
+        is_unrecognised && !std::mem::replace(&mut self.unrecognised_said, true)
+    }
+
+    /// Whether it is encrypted.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.protocol() == tls::NAME
     }
 
     /// Whether it is cut by changes of direction.
@@ -245,12 +271,26 @@ impl Socket {
         place
     }
 
-    /// Whether a server's bytes left unseen before the connection ended at raw send position `send_pos`.
-    pub(crate) fn has_unseen(&self, send_pos: u64) -> bool {
+    /// Whether bytes of answers moved unseen before the connection ended at these raw positions: a server's that left,
+    /// or those that came to a client.
+    pub(crate) fn has_unseen(&self, send_pos: u64, recv_pos: u64) -> bool {
         const FIN: u64 = 1;
-        self.side == Some(Side::Server)
-            && !self.positions.is_counted()
-            && self.positions.next(Direction::Out).is_some_and(|next| send_pos > next.saturating_add(FIN))
+        let (direction, end) = match self.side {
+            Some(Side::Server) => (Direction::Out, send_pos),
+            Some(Side::Client) => (Direction::In, recv_pos),
+            None => return false,
+        };
+        !self.positions.is_counted()
+            && !self.missed[direction.idx()]
+            && self.positions.next(direction).is_some_and(|next| end > next.saturating_add(FIN))
+    }
+
+    /// Whether `direction` is between messages, as far as was seen.
+    pub(crate) fn is_between_messages(&self, direction: Direction) -> bool {
+        match (&self.speech, self.positions.next(direction)) {
+            (Speech::Speaking { parser, .. }, Some(next)) => parser.unfinished_from(direction) >= next,
+            _ => true,
+        }
     }
 
     /// Keeps `call` until its place is known.
@@ -262,15 +302,44 @@ impl Socket {
     /// Bytes were not seen.
     pub(crate) fn gap(&mut self, direction: Direction, start: u64, missing: u64, parsed: &mut Vec<Parsed>) {
         match &mut self.speech {
-            Speech::Detecting(heads) => heads.restart(true),
+            Speech::Detecting(heads) => {
+                heads.restart(true);
+                self.pairing.lose();
+            }
             Speech::Speaking { parser, .. } => parser.gap(direction, start, missing, parsed),
             Speech::Turns(turns) => turns.feed(direction, start, start + missing, parsed),
             Speech::Ignored | Speech::Opaque { .. } => {}
         }
     }
 
+    /// Bytes passed outside the capture window.
+    pub(crate) fn skip(&mut self, direction: Direction, start: u64, missing: u64, parsed: &mut Vec<Parsed>) {
+        match &mut self.speech {
+            // A turn that the window cut is no message.
+            Speech::Turns(turns) => turns.forget(),
+            _ => self.gap(direction, start, missing, parsed),
+        }
+        // The loss has a name, and no request is open that it could confuse.
+        parsed.retain(|parsed| !matches!(parsed, Parsed::Lost { .. }));
+    }
+
+    /// The capture window closed or opened.
+    pub(crate) fn cut(&mut self, time_ns: u64) {
+        self.missed = [true; 2];
+        self.arrivals.clear();
+        self.departing = None;
+        // Silence is counted from here: what was before the edge says nothing.
+        self.last_call_ns = time_ns;
+        if let Speech::Turns(turns) = &mut self.speech {
+            turns.forget();
+        }
+    }
+
     /// The next bytes, placed.
     pub(crate) fn feed(&mut self, chunk: &Chunk<'_>, grammar: Grammar, parsed: &mut Vec<Parsed>) {
+        if self.watch > 0 {
+            self.look_for_tls(chunk, parsed);
+        }
         match &mut self.speech {
             Speech::Speaking { parser, .. } => {
                 speak(&mut **parser, chunk.call.direction, chunk.start, chunk.size, chunk.payload, parsed);
@@ -278,6 +347,19 @@ impl Socket {
             Speech::Turns(turns) => turns.feed(chunk.call.direction, chunk.start, chunk.end(), parsed),
             Speech::Detecting(_) => self.detect(chunk, grammar, parsed),
             Speech::Ignored | Speech::Opaque { .. } => {}
+        }
+    }
+
+    /// An unrecognised connection that turns into TLS (StartTLS) does so with a client's hello, which begins a call:
+    /// the client waited for the word to go on.
+    fn look_for_tls(&mut self, chunk: &Chunk<'_>, parsed: &mut Vec<Parsed>) {
+        self.watch = self.watch.saturating_sub(chunk.size.try_into().unwrap_or(u32::MAX));
+        if tls::starts_with_hello(chunk.payload) {
+            if let Speech::Turns(turns) = &mut self.speech {
+                turns.flush(parsed);
+            }
+            self.watch = 0;
+            self.speech = Speech::Detecting(Heads::new(false));
         }
     }
 
@@ -301,6 +383,7 @@ impl Socket {
                     }
                 }
                 let mut parser = protocol.parser(request_direction, start, heads.joined());
+                parser.set_capture(grammar.capture);
                 for part in heads.parts() {
                     speak(&mut *parser, part.direction, part.start, part.size, part.bytes, parsed);
                 }
@@ -309,13 +392,17 @@ impl Socket {
                 self.speech = Speech::Speaking { name: protocol.name(), parser, excluded };
             }
             Judgement::Unknown if grammar.unknown => {
+                self.watch = WATCHED_BYTES_MAX;
                 let request = by_role.unwrap_or(chunk.call.direction);
                 let port = if request == Direction::Out { self.peer.port() } else { self.local.port() };
                 let mut turns = Turns::new(request, port);
                 turns.feed(chunk.call.direction, chunk.start, chunk.end(), parsed);
                 self.speech = Speech::Turns(turns);
             }
-            Judgement::Unknown => self.speech = Speech::Ignored,
+            Judgement::Unknown => {
+                self.watch = WATCHED_BYTES_MAX;
+                self.speech = Speech::Ignored;
+            }
         }
     }
 
@@ -328,6 +415,10 @@ impl Socket {
             }
             Transition::Switch(at) => {
                 self.speech = Speech::Detecting(Heads::new(false));
+                Some(at[direction.idx()])
+            }
+            Transition::Encrypted { at, request_direction, attributes } => {
+                self.speech = Speech::Turns(Turns::encrypted(request_direction, attributes));
                 Some(at[direction.idx()])
             }
             Transition::Mistaken => {
@@ -384,38 +475,11 @@ impl Socket {
             Speech::Speaking { parser, .. } => {
                 parser.payload_limit(Direction::Out).max(parser.payload_limit(Direction::In))
             }
+            Speech::Turns(_) | Speech::Ignored if self.watch > 0 => WATCHED_BYTES,
             Speech::Turns(_) | Speech::Ignored | Speech::Opaque { .. } => 0,
         };
         let class = PAYLOAD_CLASSES.into_iter().find(|class| *class >= wanted).unwrap_or(PAYLOAD_LIMIT_START);
         (std::mem::replace(&mut self.payload_limit, class) != class).then_some(class)
-    }
-
-    /// Notes bytes that were sent again.
-    pub(crate) fn note_resent(&mut self, start: u64, end: u64) {
-        if self.resent.len() == RESENT_MAX {
-            self.resent.pop_front();
-        }
-        self.resent.push_back((start, end));
-    }
-
-    /// How many retransmissions touched `[start, end)` of what this end sent.
-    pub(crate) fn resent_in(&self, start: u64, end: u64) -> u32 {
-        self.resent.iter().filter(|(from, to)| *from < end && start < *to).count() as u32
-    }
-
-    /// Remembers the bytes of an answer that has left.
-    pub(crate) fn note_answered(&mut self, answered: Answered) {
-        self.answered[usize::from(self.answered_idx) % ANSWERED_MAX] = Some(answered);
-        self.answered_idx = self.answered_idx.wrapping_add(1);
-    }
-
-    /// Answers that have left with bytes in `[start, end)`.
-    pub(crate) fn answered_in(&self, start: u64, end: u64) -> impl Iterator<Item = SpanId> {
-        self.answered
-            .into_iter()
-            .flatten()
-            .filter(move |answered| answered.start < end && start < answered.end)
-            .map(|answered| answered.span_id)
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use dprof_common::event::Arrival;
 
-use super::{Chunk, Wire};
+use super::{Call, Chunk, Wire};
 
 /// A call larger than this leaves as several segments (64 KiB is the largest a TCP segment gets before the
 /// driver cuts it), so the departure of its last byte says little about its first.
@@ -109,6 +109,16 @@ impl Timeline {
         }
         arrivals.clear();
         self.bound()
+    }
+
+    /// The bytes before `end` were moved by calls that were not seen, the last of them before `next`. Their times
+    /// are not known; what stands for them says that it is approximate.
+    pub(crate) fn gap(&mut self, end: u64, next: &Call) {
+        self.calls.push_back(CallMark { end, hook_ns: next.hook_ns, tgid: next.tgid, tid: next.tid });
+        if self.marks.back().is_none_or(|last| last.end < end) {
+            self.marks.push_back(WireMark { end, time_ns: 0, approximate: true });
+        }
+        self.bound();
     }
 
     fn mark(&mut self, end: u64, time_ns: u64, approximate: bool) {

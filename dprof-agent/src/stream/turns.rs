@@ -1,12 +1,12 @@
-//! The protocol of last resort: a connection that nothing understands, cut into requests and responses by its
-//! changes of direction. Right for every protocol that asks and waits; pipelining and pushes blur it.
+//! The protocol of last resort: a connection that nothing understands, or that is encrypted, cut into requests and
+//! responses by its changes of direction. Right for every protocol that asks and waits; pipelining and pushes blur it.
 //!
 //! What a reader would get wrong: a message's end shows only when the other direction begins, so the last one
 //! waits for [`Turns::flush`].
 
 use std::borrow::Cow;
 
-use crate::protocol::{Direction, Message, MessageKind, Parsed};
+use crate::protocol::{Attributes, Direction, Message, MessageKind, Parsed, tls};
 
 /// Name of the protocol as stored.
 pub(crate) const NAME: &str = "unknown";
@@ -16,19 +16,34 @@ pub(crate) const NAME: &str = "unknown";
 pub(crate) const TURN_IDLE_NS: u64 = 1_000_000_000;
 
 /// Parser by change of direction.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Turns {
+    /// Protocol as stored.
+    name: &'static str,
     request_direction: Direction,
-    /// The service's port: names the operation.
-    port: u16,
+    operation: Cow<'static, str>,
+    /// Of each request.
+    attributes: Attributes,
     /// The message that is growing.
     turn: Option<(Direction, u64, u64)>,
 }
 
 impl Turns {
     /// Turns of a connection whose requests flow in `request_direction`, to `port`.
-    pub(crate) const fn new(request_direction: Direction, port: u16) -> Self {
-        Self { request_direction, port, turn: None }
+    pub(crate) fn new(request_direction: Direction, port: u16) -> Self {
+        let operation = Cow::Owned(format!("port {port}"));
+        Self { name: NAME, request_direction, operation, attributes: Vec::new(), turn: None }
+    }
+
+    /// Turns of a connection that cannot be read.
+    pub(crate) const fn encrypted(request_direction: Direction, attributes: Attributes) -> Self {
+        let operation = Cow::Borrowed(tls::EXCHANGE);
+        Self { name: tls::NAME, request_direction, operation, attributes, turn: None }
+    }
+
+    /// Protocol as stored.
+    pub(crate) const fn name(&self) -> &'static str {
+        self.name
     }
 
     /// Bytes `[start, end)` of `direction`, seen or not.
@@ -49,9 +64,15 @@ impl Turns {
         let kind = if is_request { MessageKind::Request } else { MessageKind::Response };
         let mut message = Message::new(direction, kind, start, end);
         if is_request {
-            message.operation = Cow::Owned(format!("port {}", self.port));
+            message.operation.clone_from(&self.operation);
+            message.attributes.clone_from(&self.attributes);
         }
         out.push(Parsed::Message(message));
+    }
+
+    /// Drops the growing message.
+    pub(crate) fn forget(&mut self) {
+        self.turn = None;
     }
 
     /// As [`crate::protocol::Parser::unfinished_from`]; `None` = everything is finished.

@@ -1,6 +1,8 @@
 //! Recordings replayed: the same spans, whatever lies between the events and the engine.
 
 mod binary;
+mod links;
+mod proxy;
 mod traffic;
 
 use std::path::Path;
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dprof_agent::engine::{Engine, EngineConfig, EngineCounters, Output};
+use dprof_agent::link::LinkOptions;
 use dprof_agent::source::recording::{Recorder, RecordingHeader};
 use dprof_agent::source::replay::Replay;
 use dprof_agent::source::{Block, BlockBuilder, Source};
@@ -65,6 +68,7 @@ fn run(blocks: impl IntoIterator<Item = Block>) -> (Output, EngineCounters) {
         connections_max: 1000,
         clock_offset_ns: 0,
         clock_drift_ppm: 0.0,
+        link: LinkOptions::default(),
     });
     let mut out = Output::default();
     for block in blocks {

@@ -156,7 +156,8 @@ impl Machine {
         self.wait(20_000);
     }
 
-    fn send(&mut self, connection: &mut Connection, end: usize, bytes: &[u8], n_unseen: usize) {
+    /// `end` writes `bytes` in one call, all but the last `n_unseen` captured.
+    pub(crate) fn send(&mut self, connection: &mut Connection, end: usize, bytes: &[u8], n_unseen: usize) {
         if !connection.is_announced {
             connection.is_announced = true;
             self.announce(connection, CLIENT);
@@ -183,7 +184,8 @@ impl Machine {
         self.push(&[bytes_of(&event), seen]);
     }
 
-    fn recv(&mut self, connection: &Connection, end: usize, bytes: &[u8], n_unseen: usize) {
+    /// `end` reads `bytes` in one call, all but the last `n_unseen` captured.
+    pub(crate) fn recv(&mut self, connection: &Connection, end: usize, bytes: &[u8], n_unseen: usize) {
         let seen = &bytes[..bytes.len() - n_unseen];
         let header = EventHeader {
             kind: EventKind::Recv as u8,

@@ -64,6 +64,9 @@ pub struct SpanRow<'a> {
     pub evidence: Option<&'static str>,
     /// Calibrated probability of the link; null = root, or uncalibrated.
     pub confidence: Option<f32>,
+    /// Parents beyond the first, of a call that serves several requests at once; empty = none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub further_parents: Vec<String>,
     /// Why there is no parent: `edge` or `unlinked`; null with a parent or if unknown.
     pub root: Option<&'static str>,
     /// What to doubt; empty = nothing.
@@ -112,6 +115,7 @@ impl<'a> SpanRow<'a> {
             retransmits: halves(span).map(|half| half.retransmits).sum(),
             evidence: span.link.map(|link| link.evidence.name()),
             confidence: span.link.and_then(|link| link.confidence),
+            further_parents: span.further_links.iter().map(|link| link.parent.to_string()).collect(),
             root: span.root.map(dprof_common::model::RootKind::name),
             flags: flag_names(span),
             probability: span.probability,

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use dprof_common::model::{Rollup, RollupKey, Side, Sketch};
+use dprof_common::model::{Rollup, RollupKey, Side};
 use serde::Serialize;
 
 /// What `stats` prints. Field names are the JSON schema.
@@ -93,7 +93,7 @@ pub fn rows(merged: &[Rollup], sort: SortBy) -> Vec<StatRow> {
 }
 
 fn row(rollup: &Rollup) -> StatRow {
-    let quantile = |q| quantile(&rollup.sketch, q, rollup.min_ns, rollup.max_ns);
+    let quantile = |q| rollup.quantile(q).unwrap_or(rollup.min_ns);
     StatRow {
         service: rollup.key.service.clone(),
         operation: rollup.key.operation.clone(),
@@ -111,11 +111,6 @@ fn row(rollup: &Rollup) -> StatRow {
         request_bytes: rollup.request_bytes,
         response_bytes: rollup.response_bytes,
     }
-}
-
-/// The sketch knows a value within 1 %; minimum and maximum are exact, so no quantile lies outside them.
-fn quantile(sketch: &Sketch, q: f64, min_ns: u64, max_ns: u64) -> u64 {
-    sketch.quantile(q).map_or(min_ns, |ns| ns.min(max_ns).max(min_ns))
 }
 
 #[cfg(test)]

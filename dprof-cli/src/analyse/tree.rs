@@ -122,6 +122,20 @@ impl<'a> Tree<'a> {
         }
     }
 
+    /// The node of the request itself: the root whose id the trace has, else the longest root.
+    pub fn request(&self) -> Option<usize> {
+        let named = self.roots.iter().copied().find(|root| {
+            let span = self.nodes[*root].span;
+            !self.nodes[*root].parent_missing && span.span_id.as_root_trace() == span.trace_id
+        });
+        named.or_else(|| {
+            self.roots.iter().copied().max_by_key(|root| {
+                let node = &self.nodes[*root];
+                (!node.parent_missing, node.span.duration_ns(), std::cmp::Reverse(*root))
+            })
+        })
+    }
+
     /// Indexes of all nodes, each parent before its children, siblings in order of start.
     pub fn preorder(&self) -> Vec<usize> {
         let mut order = Vec::with_capacity(self.nodes.len());

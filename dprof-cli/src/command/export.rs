@@ -1,29 +1,38 @@
 //! `export`: spans for other programs.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use dprof_common::model::Span;
-use dprof_store::Order;
+use dprof_store::{Order, SpanQuery};
 
+use crate::analyse::trust::TrustArgs;
 use crate::args::{SpanArgs, WindowArgs, parse_id};
 use crate::context::{Context, Failure};
 use crate::export::Exporter;
 use crate::export::csv::Csv;
+use crate::export::folded::Folded;
+use crate::export::jaeger::Jaeger;
+use crate::export::ndjson::Ndjson;
 use crate::export::otlp::Otlp;
 use crate::export::pages::Pages;
+use crate::export::perfetto::Perfetto;
+use crate::export::zipkin::Zipkin;
 use crate::load::{self, Window, short_id};
 use crate::units;
 
 /// Writes spans, newest first, for other programs.
 ///
-/// otlp-json is OpenTelemetry's JSON (one document): a CLIENT and a SERVER span per RPC, of the ends that
-/// were seen. csv has one line per RPC.
+/// otlp-json is OpenTelemetry's JSON (one document), zipkin-json Zipkin's v2, jaeger-json what Jaeger's UI loads:
+/// a CLIENT and a SERVER span per RPC, of the ends that were seen. perfetto opens in Perfetto's UI. folded has stacks
+/// for flame graphs, of the critical paths. csv has one line per RPC, ndjson one JSON object per RPC. jaeger-json and
+/// folded take whole traces, by filters on their requests.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// otlp-json or csv
+    /// otlp-json, zipkin-json, jaeger-json, perfetto, folded, csv or ndjson
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     format: ExportFormat,
     /// File to write, - for stdout; a file appears only when it is complete
@@ -36,6 +45,8 @@ pub(crate) struct Args {
     window: WindowArgs,
     #[command(flatten)]
     filters: SpanArgs,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// At most this many RPCs [default: all]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..), value_name = "N")]
     limit: Option<u64>,
@@ -46,8 +57,18 @@ pub(crate) struct Args {
 enum ExportFormat {
     /// OpenTelemetry's JSON
     OtlpJson,
+    /// Zipkin's v2 JSON
+    ZipkinJson,
+    /// Jaeger's JSON
+    JaegerJson,
+    /// Perfetto's protobuf
+    Perfetto,
+    /// Folded stacks
+    Folded,
     /// Comma-separated values
     Csv,
+    /// A JSON object per line
+    Ndjson,
 }
 
 /// Runs it.
@@ -56,7 +77,12 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
     let reader = context.reader().await?;
     let mut exporter: Box<dyn Exporter> = match args.format {
         ExportFormat::OtlpJson => Box::new(Otlp::default()),
+        ExportFormat::ZipkinJson => Box::new(Zipkin::default()),
+        ExportFormat::JaegerJson => Box::new(Jaeger::default()),
+        ExportFormat::Perfetto => Box::new(Perfetto::default()),
+        ExportFormat::Folded => Box::new(Folded::default()),
         ExportFormat::Csv => Box::new(Csv),
+        ExportFormat::Ndjson => Box::new(Ndjson),
     };
     let limit = args.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
     let of_trace = match &args.trace {
@@ -66,6 +92,7 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
             let answer = reader.trace(trace_id).await?;
             context.warn(&answer.warnings);
             let mut spans = answer.rows;
+            args.trust.apply(&mut spans);
             spans.retain(|span| load::passes(span, &args.filters));
             spans.truncate(limit);
             Some((trace_id, spans))
@@ -75,6 +102,7 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
     let mut file = target.file.as_ref().map(BufWriter::new);
     let fail = |error: io::Error| target.failure(error);
     let mut count = 0;
+    let mut progress = context.progress("exporting");
     let mut warnings = Vec::new();
     {
         let out: &mut dyn Write = match &mut file {
@@ -86,35 +114,50 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
             exporter.page(spans, out).map_err(fail)?;
             count = spans.len();
         } else if of_trace.is_none() {
-            let query = load::query(&window, &args.filters, Order::Newest, limit);
+            let whole = exporter.wants_whole_traces();
+            let query =
+                SpanQuery { roots_only: whole, ..load::query(&window, &args.filters, Order::Newest, limit) };
+            let mut seen = HashSet::new();
             let mut pages = Pages::new(&*reader, query);
             loop {
-                let page: Vec<Span> = pages.next(&mut warnings).await?;
+                let mut page: Vec<Span> = pages.next(&mut warnings).await?;
                 if page.is_empty() {
                     break;
                 }
-                count += page.len();
-                exporter.page(&page, out).map_err(fail)?;
+                progress.advance(page.len(), pages.share(context.now_unix_ns));
+                if !whole {
+                    count += page.len();
+                    args.trust.apply(&mut page);
+                    exporter.page(&page, out).map_err(fail)?;
+                    continue;
+                }
+                for root in page {
+                    let mut answer = reader.trace(root.trace_id).await?;
+                    args.trust.apply(&mut answer.rows);
+                    warnings.extend(answer.warnings);
+                    // A fragment leads to the trace that it is of, which may have been written already.
+                    if answer.rows.first().is_some_and(|span| seen.insert(span.trace_id)) {
+                        count += answer.rows.len();
+                        exporter.page(&answer.rows, out).map_err(fail)?;
+                    }
+                }
             }
         }
         exporter.end(out).map_err(fail)?;
         out.flush().map_err(fail)?;
     }
-    drop(file);
+    drop((file, progress));
     target.finish()?;
+    warnings.sort();
+    warnings.dedup();
     context.warn(&warnings);
     let of = match &of_trace {
         Some((trace_id, _)) => format!("trace {}", short_id(*trace_id)),
         None => window.describe(context.now_unix_ns),
     };
     if count == 0 && of_trace.is_none() {
-        let SpanArgs { names, status, min_duration } = &args.filters;
-        let filtered = status.is_some()
-            || min_duration.is_some()
-            || names.service.is_some()
-            || names.operation.is_some()
-            || names.kind.is_some();
-        return load::explain_nothing(context, &*reader, &window, names, filtered).await;
+        let filtered = load::is_filtered(&args.filters);
+        return load::explain_nothing(context, &*reader, &window, &args.filters.names, filtered).await;
     }
     let rpcs = if count == 1 { "RPC" } else { "RPCs" };
     context.say(&format!("exported {} {rpcs} of {of}", units::count(count as u64)));
@@ -201,6 +244,44 @@ mod tests {
             .sum();
         assert_eq!(spans, 6);
         assert_eq!(words, "exported 3 RPCs of the last 1h 00m (since 2026-11-03 11:10:00.000 UTC)\n");
+    }
+
+    #[test]
+    fn formats_of_whole_traces_write_each_trace_once() {
+        let (result, out, _) = run(store(), 80, "export --format jaeger-json --out -");
+        assert!(result.is_ok());
+        let document: serde_json::Value = serde_json::from_str(&out).expect("json");
+        let traces = document["data"].as_array().expect("traces");
+        assert_eq!(
+            traces.iter().map(|t| t["spans"].as_array().map_or(0, Vec::len)).collect::<Vec<_>>(),
+            [2, 4]
+        );
+        let (_, out, words) = run(store(), 80, "export --format folded --out -");
+        assert_eq!(out.lines().count(), 2, "{out}");
+        assert!(words.starts_with("exported 3 RPCs"), "{words}");
+        for format in ["zipkin-json", "perfetto", "ndjson"] {
+            let (result, out) = run_bytes(&format!("export --format {format} --out -"));
+            assert!(result.is_ok() && !out.is_empty(), "{format}");
+        }
+    }
+
+    #[test]
+    fn whole_traces_leave_out_links_that_are_not_believed() {
+        let references = |args: &str| {
+            let (result, out, _) = run(store(), 80, &format!("export --format jaeger-json --out - {args}"));
+            assert!(result.is_ok());
+            out.matches("CHILD_OF").count()
+        };
+        // Each SERVER span below its CLIENT span stays; the call below its cause goes.
+        assert_eq!(references("") - references("--evidence explicit_id"), 1);
+    }
+
+    /// As [`run`], for formats that are no text.
+    fn run_bytes(args: &str) -> (Result<(), crate::Failure>, Vec<u8>) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("out");
+        let (result, ..) = run(store(), 80, &args.replace("--out -", &format!("--out {}", file.display())));
+        (result, std::fs::read(&file).expect("written"))
     }
 
     #[test]

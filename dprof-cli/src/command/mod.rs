@@ -1,12 +1,28 @@
 //! The commands. Adding one: a file with `Args` and `run`, and an entry in the list below.
 
+mod check;
+mod compare;
+mod completions;
+mod critical_path;
+mod dependencies;
 mod export;
+mod fastest_traces;
+mod heatmap;
+mod hot_keys;
+mod import;
+mod man;
 mod operations;
+mod replication;
 mod services;
 mod slowest_spans;
+mod slowest_traces;
 mod stats;
+mod stats_by;
+mod store;
 mod tail;
+mod top;
 mod trace;
+mod why;
 
 use crate::context::{Context, Failure};
 
@@ -31,11 +47,26 @@ macro_rules! commands {
 }
 
 commands! {
+    why Why,
     slowest_spans SlowestSpans,
+    slowest_traces SlowestTraces,
+    fastest_traces FastestTraces,
     trace Trace,
+    critical_path CriticalPath,
     stats Stats,
     services Services,
     operations Operations,
+    dependencies Dependencies,
+    compare Compare,
+    heatmap Heatmap,
+    replication Replication,
+    check Check,
+    hot_keys HotKeys,
     export Export,
+    import Import,
     tail Tail,
+    store Store,
+    top Top,
+    completions Completions,
+    man Man,
 }

@@ -107,7 +107,6 @@ fn row<'a>(service: &'a str, rollups: &[&'a Rollup]) -> ServiceRow<'a> {
         sum
     };
     let (server, client) = (end(Side::Server), end(Side::Client));
-    let quantile = |q| server.sketch.quantile(q).map(|ns| ns.min(server.max_ns).max(server.min_ns));
     let operations: BTreeSet<(&str, Side)> =
         rollups.iter().map(|rollup| (rollup.key.operation.as_str(), rollup.key.side)).collect();
     let protocols: BTreeSet<&str> = rollups.iter().map(|rollup| &*rollup.key.protocol).collect();
@@ -116,8 +115,8 @@ fn row<'a>(service: &'a str, rollups: &[&'a Rollup]) -> ServiceRow<'a> {
         service,
         server_count: server.count,
         server_errors: server.errors,
-        server_p50_ns: quantile(0.5),
-        server_p99_ns: quantile(0.99),
+        server_p50_ns: server.quantile(0.5),
+        server_p99_ns: server.quantile(0.99),
         client_count: client.count,
         client_errors: client.errors,
         operations: operations.len(),

@@ -57,7 +57,7 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
             context.say(&format!("nothing found {of} with these filters"));
             Ok(())
         } else {
-            let filtered = filtered(&args.filters);
+            let filtered = load::is_filtered(&args.filters);
             load::explain_nothing(context, &*reader, &window, &args.filters.names, filtered).await
         };
         if args.output.format == Format::Json && outcome.is_ok() {
@@ -72,15 +72,6 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
         Format::Json => json::array(spans.iter().filter_map(SpanRow::new), context.out),
         Format::Table => table(&spans, context),
     }
-}
-
-fn filtered(filters: &SpanArgs) -> bool {
-    let SpanArgs { names, status, min_duration } = filters;
-    names.service.is_some()
-        || names.operation.is_some()
-        || names.kind.is_some()
-        || status.is_some()
-        || min_duration.is_some()
 }
 
 fn table(spans: &[Span], context: &mut Context<'_>) -> Result<(), Failure> {
@@ -125,7 +116,8 @@ fn table(spans: &[Span], context: &mut Context<'_>) -> Result<(), Failure> {
     }
     table.write(context.screen, context.out)?;
     if let Some(span) = spans.first() {
-        context.say(&format!("next: dprof-cli trace {}", short_id(span.trace_id)));
+        let next = context.command(&format!("trace {}", short_id(span.trace_id)));
+        context.say(&format!("next: {next}"));
     }
     Ok(())
 }
@@ -141,7 +133,7 @@ pub(super) fn failure_cell(row: &SpanRow<'_>) -> Cell {
 }
 
 /// The time of day; with the date if that is another than today's, then on a narrow screen to the second.
-fn started(unix_ns: u64, context: &Context<'_>) -> String {
+pub(super) fn started(unix_ns: u64, context: &Context<'_>) -> String {
     let mut text = units::date_time(unix_ns);
     match (text.split_once(' '), units::date_time(context.now_unix_ns).split_once(' ')) {
         (Some((date, time)), Some((today, _))) if date == today => time.to_owned(),

@@ -1,8 +1,11 @@
-//! `stats`: counts and latencies per service and operation, of everything seen before any sampling.
+//! `stats`: counts and latencies per service and operation, of everything seen before any sampling; by other fields
+//! and over whole traces, of what is stored.
 
 use dprof_common::model::Rollup;
 use dprof_store::{Reader, RollupQuery};
 
+use super::stats_by;
+use crate::analyse::group::Field;
 use crate::analyse::stats::{SortBy, StatRow, merge, rows};
 use crate::args::{Format, FormatArgs, NameArgs, WindowArgs};
 use crate::context::{Context, Failure};
@@ -15,28 +18,41 @@ use crate::units;
 ///
 /// Rows of kind server are requests that the service answered, of kind client calls that it made: an RPC between two
 /// watched services is in one of each. Whole minutes count. Percentiles are within 1 %; minimum, mean and
-/// maximum are exact.
+/// maximum are exact. With --by or --traces the figures stand on stored spans instead, weighted by the keep
+/// probability.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    window: WindowArgs,
+    pub(super) window: WindowArgs,
     #[command(flatten)]
-    names: NameArgs,
+    pub(super) names: NameArgs,
     /// Largest first by total, count, errors, avg, p50, p99 or max; or by name
     #[arg(long, value_enum, default_value_t = SortBy::Total, value_name = "COLUMN", hide_possible_values = true)]
-    sort: SortBy,
+    pub(super) sort: SortBy,
     /// At most this many rows [default: all]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
-    limit: Option<u32>,
+    pub(super) limit: Option<u32>,
+    /// Group stored RPCs by any of service, operation, peer, host, rack, dc, status
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "FIELDS", hide_possible_values = true)]
+    by: Vec<Field>,
+    /// Per kind of request over whole traces: RPCs per trace, failures anywhere, where the time goes
+    #[arg(long, conflicts_with = "by")]
+    traces: bool,
     #[command(flatten)]
-    output: FormatArgs,
+    pub(super) output: FormatArgs,
 }
 
 /// Runs it.
 pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Failure> {
+    if args.traces {
+        return stats_by::traces(&args, context).await;
+    }
+    if !args.by.is_empty() {
+        return stats_by::grouped(&args, args.by.clone(), context).await;
+    }
     let window = Window::new(args.window, context.now_unix_ns)?;
     let reader = context.reader().await?;
-    let rollups = load_rollups(context, &*reader, &window, &args.names).await?;
+    let rollups = load_sums(context, &*reader, &window, &args.names).await?;
     let mut rows = rows(&merge(&rollups, args.names.kind), args.sort);
     if rows.is_empty() {
         return nothing(context, &*reader, &window, &args.names, args.output.format).await;
@@ -51,21 +67,35 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
     }
 }
 
-/// Rollups of the window; also what `services` and `operations` list.
+fn query(window: &Window, names: &NameArgs) -> RollupQuery {
+    RollupQuery {
+        since_unix_ns: window.since_unix_ns,
+        until_unix_ns: window.until_unix_ns,
+        service: names.service.clone(),
+        operation: names.operation.clone(),
+    }
+}
+
+/// Rollups of the window, by the minute; also what `services` and `operations` list.
 pub(super) async fn load_rollups(
     context: &mut Context<'_>,
     reader: &dyn Reader,
     window: &Window,
     names: &NameArgs,
 ) -> Result<Vec<Rollup>, Failure> {
-    let answer = reader
-        .rollups(&RollupQuery {
-            since_unix_ns: window.since_unix_ns,
-            until_unix_ns: window.until_unix_ns,
-            service: names.service.clone(),
-            operation: names.operation.clone(),
-        })
-        .await?;
+    let answer = reader.rollups(&query(window, names)).await?;
+    context.warn(&answer.warnings);
+    Ok(answer.rows)
+}
+
+/// The same counts in as few rows as the store has them.
+async fn load_sums(
+    context: &mut Context<'_>,
+    reader: &dyn Reader,
+    window: &Window,
+    names: &NameArgs,
+) -> Result<Vec<Rollup>, Failure> {
+    let answer = reader.rollup_sums(&query(window, names)).await?;
     context.warn(&answer.warnings);
     Ok(answer.rows)
 }

@@ -8,8 +8,10 @@ use serde::Serialize;
 use crate::analyse::latency::{self, Part};
 use crate::analyse::message::messages;
 use crate::analyse::place::{Placed, place};
+use crate::analyse::repeat::repeats;
 use crate::analyse::row::{SpanRow, halves};
 use crate::analyse::tree::Tree;
+use crate::analyse::trust::TrustArgs;
 use crate::args::{Format, FormatArgs, parse_id};
 use crate::context::{Context, Failure};
 use crate::load::{self, short_id};
@@ -29,6 +31,9 @@ const DATED_COLUMNS: usize = 120;
 /// Spans with the same doubts are listed up to this many.
 const DOUBTED_SHOWN: usize = 8;
 
+/// As many N+1 patterns are told; the costliest come first.
+const REPEATS_SHOWN: usize = 3;
+
 /// Shows a trace: who called whom, when, what the time went on, and on what evidence each link stands.
 ///
 /// Numbers are exact differences on one clock each. Bars of different hosts are fitted into each other with the
@@ -45,6 +50,8 @@ pub(crate) struct Args {
     /// Show every span, also of many alike
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    trust: TrustArgs,
     #[command(flatten)]
     output: FormatArgs,
 }
@@ -66,7 +73,8 @@ struct TraceRow<'a> {
 pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Failure> {
     let reader = context.reader().await?;
     let trace_id = load::resolve_trace(context, &*reader, &args.id).await?;
-    let answer = reader.trace(trace_id).await?;
+    let mut answer = reader.trace(trace_id).await?;
+    args.trust.apply(&mut answer.rows);
     context.warn(&answer.warnings);
     if answer.rows.is_empty() {
         return Err(Failure::NotFound(format!(
@@ -132,7 +140,7 @@ fn picture(
 ) -> Result<(), Failure> {
     let (rows, left_out) = rows(tree, all);
     let screen = context.screen;
-    for line in summary(tree, trace, &rows) {
+    for line in summary(tree, placed, trace, &rows) {
         writeln!(context.out, "{line}")?;
     }
     writeln!(context.out)?;
@@ -153,7 +161,7 @@ fn picture(
 }
 
 /// What to know before looking at bars.
-fn summary(tree: &Tree<'_>, trace: &str, rows: &[Row]) -> Vec<String> {
+fn summary(tree: &Tree<'_>, placed: &[Placed], trace: &str, rows: &[Row]) -> Vec<String> {
     let all_halves = || tree.nodes.iter().flat_map(|node| halves(node.span));
     let services: BTreeSet<&str> = all_halves().map(|half| half.process.service.as_str()).collect();
     let hosts: BTreeSet<&str> = all_halves().map(|half| half.host.host.as_str()).collect();
@@ -193,6 +201,18 @@ fn summary(tree: &Tree<'_>, trace: &str, rows: &[Row]) -> Vec<String> {
             at.map_or(String::new(), |number| format!(" (#{number})")),
         ));
     }
+    lines.extend(repeats(tree, placed).into_iter().take(REPEATS_SHOWN).map(|repeat| {
+        let near = tree.nodes[repeat.parent].span.nearest();
+        let by =
+            near.map_or(String::new(), |half| format!(" by {} {}", half.process.service, half.operation));
+        format!(
+            "N+1: {} {} × {}{by}, one after the other, {} in all",
+            repeat.service,
+            repeat.operation,
+            units::count(repeat.calls as u64),
+            units::duration(repeat.total_ns)
+        )
+    }));
     lines.extend(incompleteness(tree));
     lines.iter().map(|line| crate::render::text::clean(line).into_owned()).collect()
 }
@@ -368,7 +388,11 @@ fn link_cell(span: &Span, parent_missing: bool) -> Cell {
         Some(_) => "certain".to_owned(),
         None => "uncalibrated".to_owned(),
     };
-    let text = format!("{evidence} {confidence}");
+    let further = match span.further_links.len() {
+        0 => String::new(),
+        n => format!(", +{n} more"),
+    };
+    let text = format!("{evidence} {confidence}{further}");
     if parent_missing { Cell::toned(format!("{text}, parent not stored"), Tone::Yellow) } else { text.into() }
 }
 
@@ -495,6 +519,7 @@ incomplete: 1 with lost events
 trace 0000000000000001: 50 RPCs, 2 services, 3 hosts, 1.00 ms
 started 2026-11-03 12:00:00.000 UTC on web-1
 largest part: 168 us (17%) is service of redis GET on db-1 (#1)
+N+1: redis GET × 48 by redis GET, one after the other, 432 us in all
 incomplete: 1 whose caller is not stored
 
 »» send  ── network  ▒▒ queue  ██ service  ▄▄ streaming  ░░ reply queue

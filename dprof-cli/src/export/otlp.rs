@@ -10,11 +10,11 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 
-use dprof_common::model::{Half, ProcessInfo, RootKind, Side, Span, SpanId, split};
+use dprof_common::model::{Half, Link, ProcessInfo, RootKind, Side, Span, SpanId, split};
 use serde::Serialize;
 
-use super::Exporter;
 use super::attributes::{attributes, is_integer};
+use super::{Elements, Exporter};
 use crate::analyse::row::flag_names;
 
 /// Id of the CLIENT span of the RPC `id`: splitmix64's finaliser of its complement, a bijection; never 0, never
@@ -30,7 +30,7 @@ pub(crate) fn client_span_id(id: SpanId) -> SpanId {
 /// Writes OTLP JSON.
 #[derive(Debug, Default)]
 pub(crate) struct Otlp {
-    started: bool,
+    elements: Elements,
 }
 
 impl Exporter for Otlp {
@@ -40,15 +40,13 @@ impl Exporter for Otlp {
 
     fn page(&mut self, spans: &[Span], out: &mut dyn Write) -> io::Result<()> {
         for resource in resources(spans) {
-            out.write_all(if self.started { b",\n" } else { b"\n" })?;
-            self.started = true;
-            serde_json::to_writer(&mut *out, &resource)?;
+            self.elements.write(&resource, out)?;
         }
         Ok(())
     }
 
     fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
-        out.write_all(if self.started { b"\n]}\n" } else { b"]}\n" })
+        self.elements.end("]}", out)
     }
 }
 
@@ -89,8 +87,18 @@ struct OtlpSpan<'a> {
     start_time_unix_nano: String,
     end_time_unix_nano: String,
     attributes: Vec<KeyValue<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    links: Vec<OtlpLink>,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<OtlpStatus<'a>>,
+}
+
+/// A further cause of a call that serves several requests.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OtlpLink {
+    trace_id: String,
+    span_id: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -167,18 +175,40 @@ fn resource_attributes((host, process, labels): ResourceKey<'_>) -> Vec<KeyValue
     attributes
 }
 
-fn otlp_span<'a>(span: &'a Span, side: Side, half: &'a Half, by_id: &HashMap<SpanId, &Span>) -> OtlpSpan<'a> {
-    // A link names the request that the caller was serving, so its server half exists; only a page that shows
-    // otherwise is believed.
-    let cause = span.link.map(|link| match by_id.get(&link.parent) {
-        Some(parent) if parent.server.is_none() => client_span_id(link.parent),
-        _ => link.parent,
-    });
-    let (span_id, parent) = match side {
+/// Id of the exported span that stands for the request `cause`: a link names the request that the caller was
+/// serving, so its server half exists; only a page that shows otherwise is believed.
+fn name_of(cause: SpanId, by_id: &HashMap<SpanId, &Span>) -> SpanId {
+    match by_id.get(&cause) {
+        Some(parent) if parent.server.is_none() => client_span_id(cause),
+        _ => cause,
+    }
+}
+
+/// Further causes of the exported span of one end, told once. A link of OTLP names a trace, and only a span of this
+/// page is known to be in one.
+fn further_links(span: &Span, side: Side, by_id: &HashMap<SpanId, &Span>) -> Vec<OtlpLink> {
+    if side == Side::Server && span.client.is_some() {
+        return Vec::new();
+    }
+    let named = |link: &Link| {
+        let trace_id = by_id.get(&link.parent)?.trace_id.to_string();
+        Some(OtlpLink { trace_id, span_id: name_of(link.parent, by_id).to_string() })
+    };
+    span.further_links.iter().filter_map(named).collect()
+}
+
+/// Ids of the exported span of one end, and of its parent.
+pub(super) fn ids(span: &Span, side: Side, by_id: &HashMap<SpanId, &Span>) -> (SpanId, Option<SpanId>) {
+    let cause = span.link.map(|link| name_of(link.parent, by_id));
+    match side {
         Side::Client => (client_span_id(span.span_id), cause),
         Side::Server if span.client.is_some() => (span.span_id, Some(client_span_id(span.span_id))),
         Side::Server => (span.span_id, cause),
-    };
+    }
+}
+
+fn otlp_span<'a>(span: &'a Span, side: Side, half: &'a Half, by_id: &HashMap<SpanId, &Span>) -> OtlpSpan<'a> {
+    let (span_id, parent) = ids(span, side, by_id);
     let failed = half.status.is_error();
     OtlpSpan {
         trace_id: span.trace_id.to_string(),
@@ -192,6 +222,7 @@ fn otlp_span<'a>(span: &'a Span, side: Side, half: &'a Half, by_id: &HashMap<Spa
         start_time_unix_nano: half.times.start_ns.to_string(),
         end_time_unix_nano: half.times.end_ns.max(half.times.start_ns).to_string(),
         attributes: span_attributes(span, side, half),
+        links: further_links(span, side, by_id),
         status: failed.then(|| OtlpStatus {
             code: 2,
             message: if half.status_code.is_empty() { half.status.name() } else { &half.status_code },
@@ -227,6 +258,11 @@ fn span_attributes<'a>(span: &'a Span, side: Side, half: &'a Half) -> Vec<KeyVal
             key: "dprof.link.confidence".into(),
             value: Value::Double(f64::from(confidence)),
         }));
+    }
+    if !span.further_links.is_empty() {
+        let values =
+            span.further_links.iter().map(|link| Value::Text(link.parent.to_string().into())).collect();
+        all.push(KeyValue { key: "dprof.link.further_parents".into(), value: Value::Texts { values } });
     }
     all.extend(span.root.map(|root: RootKind| text("dprof.root", root.name())));
     let flags = flag_names(span);
@@ -348,6 +384,29 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_has_a_parent_and_links_to_the_other_causes_of_the_page() {
+        let batch = rpc(3).under(1).and_under(2).and_under(9);
+        let document = export(&[&[rpc(1).build(), rpc(2).trace(2).build(), batch.build()]]);
+        let of_three = |kind: u64| {
+            spans(&document)
+                .into_iter()
+                .find(|(_, span)| {
+                    attribute(span, "dprof.span_id")["stringValue"] == SpanId(3).to_string()
+                        && span["kind"] == kind
+                })
+                .expect("there")
+                .1
+        };
+        let client = of_three(3);
+        assert_eq!(client["parentSpanId"], SpanId(1).to_string());
+        let link = serde_json::json!([{ "traceId": format!("{:032x}", 2), "spanId": SpanId(2).to_string() }]);
+        assert_eq!(client["links"], link);
+        let further = &attribute(&client, "dprof.link.further_parents")["arrayValue"]["values"];
+        assert_eq!(further.as_array().map(Vec::len), Some(2));
+        assert_eq!(of_three(2).get("links"), None);
+    }
+
+    #[test]
     fn failures_doubts_and_links_are_told() {
         let mut rpc = rpc(2).under(1).client_only().status(Status::Reset).build();
         rpc.client.as_mut().expect("seen").flags = HalfFlags::INCOMPLETE;
@@ -378,5 +437,38 @@ mod tests {
         }
         // Part of the format: an export of another day gives the same ids.
         assert_eq!(client_span_id(SpanId(1)), client_span_id(SpanId(1)));
+    }
+
+    /// The published messages read it, and as protobuf it is the same again.
+    #[test]
+    fn the_published_protobuf_messages_read_every_field() {
+        use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+        use prost::Message;
+        let mut failed = rpc(2).under(1).client_only().status(Status::Reset).build();
+        failed.client.as_mut().expect("seen").flags = HalfFlags::INCOMPLETE;
+        let document = export(&[&[rpc(1).query("get a").build(), failed]]);
+        let request: ExportTraceServiceRequest =
+            serde_json::from_value(document.clone()).expect("the published JSON mapping");
+        let bytes = request.encode_to_vec();
+        let again = ExportTraceServiceRequest::decode(bytes.as_slice()).expect("protobuf");
+        assert_eq!(again, request);
+        let read: usize =
+            again.resource_spans.iter().flat_map(|r| &r.scope_spans).map(|s| s.spans.len()).sum();
+        assert_eq!(read, spans(&document).len());
+        for resource in &again.resource_spans {
+            assert!(
+                resource.resource.as_ref().is_some_and(|r| r.attributes.iter().all(|a| a.value.is_some()))
+            );
+            for span in resource.scope_spans.iter().flat_map(|scope| &scope.spans) {
+                assert_eq!((span.trace_id.len(), span.span_id.len()), (16, 8));
+                assert!([0, 8].contains(&span.parent_span_id.len()));
+                assert!([2, 3].contains(&span.kind) && span.start_time_unix_nano >= T0);
+                assert!(span.end_time_unix_nano >= span.start_time_unix_nano && !span.name.is_empty());
+                let has_value = |a: &opentelemetry_proto::tonic::common::v1::KeyValue| {
+                    a.value.as_ref().is_some_and(|v| v.value.is_some())
+                };
+                assert!(span.attributes.len() > 10 && span.attributes.iter().all(has_value), "{span:?}");
+            }
+        }
     }
 }

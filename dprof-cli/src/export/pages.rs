@@ -20,6 +20,9 @@ pub(crate) struct Pages<'a> {
     page_spans: usize,
     left: usize,
     done: bool,
+    /// End of the window, and start of the newest span.
+    until_ns: u64,
+    first_ns: Option<u64>,
 }
 
 impl<'a> Pages<'a> {
@@ -32,11 +35,23 @@ impl<'a> Pages<'a> {
         Self {
             reader,
             left: query.limit,
+            until_ns: query.until_unix_ns,
+            first_ns: None,
             query: SpanQuery { order: Order::Newest, limit: page_spans, ..query },
             boundary_ns: None,
             at_boundary: HashSet::new(),
             page_spans,
             done: false,
+        }
+    }
+
+    /// How much of the window was read, 0 to 1; unknown bounds count from the first page on.
+    pub(crate) fn share(&self, now_unix_ns: u64) -> f64 {
+        let end = self.until_ns.min(now_unix_ns.max(self.first_ns.unwrap_or(0)));
+        let start = self.query.since_unix_ns;
+        match self.boundary_ns {
+            Some(at) if end > start && start > 0 => end.saturating_sub(at) as f64 / (end - start) as f64,
+            _ => 0.0,
         }
     }
 
@@ -56,6 +71,7 @@ impl<'a> Pages<'a> {
             let mut spans = answer.rows;
             self.done = spans.len() < self.query.limit;
             let oldest_ns = spans.last().map(Span::start_ns);
+            self.first_ns = self.first_ns.or(spans.first().map(Span::start_ns));
             if let Some(boundary_ns) = self.boundary_ns {
                 spans.retain(|span| {
                     span.start_ns() < boundary_ns

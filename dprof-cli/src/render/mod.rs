@@ -1,5 +1,6 @@
 //! Results into text: tables and trees for people, JSON for programs.
 
+pub(crate) mod graph;
 pub(crate) mod json;
 pub(crate) mod rows;
 pub(crate) mod table;
@@ -18,6 +19,8 @@ const WIDTH_MIN: usize = 40;
 pub(crate) struct Screen {
     /// Columns; `None` = a file or a pipe: nothing is cut.
     pub(crate) width: Option<usize>,
+    /// Lines of the terminal; `None` = a file or a pipe, which is not redrawn.
+    pub(crate) height: Option<usize>,
     /// Whether to colour.
     pub(crate) colour: bool,
     /// Whether characters beyond ASCII can be shown.
@@ -35,6 +38,7 @@ impl Screen {
             .or_else(|| terminal_size::terminal_size_of(&stdout).map(|(width, _)| usize::from(width.0)))
             .filter(|width| *width > 0)
             .map(|width| width.max(WIDTH_MIN));
+        let height = terminal_size::terminal_size_of(&stdout).map(|(_, height)| usize::from(height.0));
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let colour = match color {
@@ -45,8 +49,13 @@ impl Screen {
         let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
             .into_iter()
             .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
-        Self { width, colour, unicode: unicode_locale(locale.as_deref()) }
+        Self { width, height, colour, unicode: unicode_locale(locale.as_deref()) }
     }
+}
+
+/// Whether a person may be looking at stderr, on a screen that can redraw a line.
+pub(crate) fn is_watched() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Only a locale that names another character set forbids Unicode: without any (services, containers) UTF-8 is

@@ -204,7 +204,7 @@ mod tests {
     #[track_caller]
     fn check(width: Option<usize>, colour: bool, expected: &str) {
         let mut out = Vec::new();
-        sample().write(Screen { width, colour, unicode: true }, &mut out).expect("memory");
+        sample().write(Screen { width, height: None, colour, unicode: true }, &mut out).expect("memory");
         assert_eq!(String::from_utf8(out).expect("text"), expected);
     }
 

@@ -1,5 +1,7 @@
 //! Who caused a call, and how that is known.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use super::SpanId;
@@ -53,6 +55,17 @@ impl EvidenceKind {
     /// The kind with this stored number.
     pub fn from_u8(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == number)
+    }
+}
+
+impl FromStr for EvidenceKind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.into_iter().map(Self::name).collect();
+            format!("'{name}' is no kind of evidence: use {}", names.join(", "))
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 //! between two hosts' halves means nothing.
 
 mod half;
+mod hot_keys;
 mod id;
 mod link;
 mod rollup;
@@ -14,6 +15,7 @@ mod span;
 mod split;
 
 pub use half::{Half, HalfFlags, HalfTimes, HostInfo, ProcessInfo, Side, Status};
+pub use hot_keys::{HOT_KEYS_MAX, HotKey, KeyStats};
 pub use id::{IdParseError, MessageId, RunId, SpanId, TraceId, rpc_identity};
 pub use link::{EvidenceKind, Link, RootKind};
 pub use rollup::{Rollup, RollupKey};

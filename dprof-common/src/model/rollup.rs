@@ -1,8 +1,11 @@
 //! Counts and latency sketches per service, operation and minute, made of everything seen, before any sampling.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
-use super::{Side, Sketch};
+use super::{KeyStats, Side, Sketch, Span};
+
+const MINUTE_NS: u64 = 60_000_000_000;
 
 /// What a rollup is of. One minute of one run.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,6 +43,8 @@ pub struct Rollup {
     pub response_bytes: u64,
     /// Durations, nanoseconds.
     pub sketch: Sketch,
+    /// Keys named most and sizes of values; `None` if no request named a key or carried a value.
+    pub keys: Option<Box<KeyStats>>,
 }
 
 impl Rollup {
@@ -55,7 +60,39 @@ impl Rollup {
             request_bytes: 0,
             response_bytes: 0,
             sketch: Sketch::new(),
+            keys: None,
         }
+    }
+
+    /// The counts of the halves of these spans, in order of their keys: of what is kept, where an agent counts what it
+    /// sees.
+    pub fn of(spans: &[Span]) -> Vec<Self> {
+        let mut rollups: BTreeMap<RollupKey, Self> = BTreeMap::new();
+        for span in spans {
+            for (side, half) in [(Side::Client, &span.client), (Side::Server, &span.server)] {
+                let Some(half) = half else { continue };
+                let key = RollupKey {
+                    minute_unix_s: half.times.start_ns / MINUTE_NS * 60,
+                    service: half.process.service.clone(),
+                    operation: half.operation.clone(),
+                    side,
+                    protocol: half.protocol.clone(),
+                };
+                rollups.entry(key.clone()).or_insert_with(|| Self::new(key)).add(
+                    half.times.duration_ns(),
+                    half.status.is_error(),
+                    half.request_bytes,
+                    half.response_bytes,
+                );
+            }
+        }
+        rollups.into_values().collect()
+    }
+
+    /// The duration at quantile `q`, 0 to 1, nanoseconds: the sketch knows it within 1 %; minimum and maximum are exact,
+    /// so it lies between them. `None` = nothing was counted.
+    pub fn quantile(&self, q: f64) -> Option<u64> {
+        self.sketch.quantile(q).map(|ns| ns.min(self.max_ns).max(self.min_ns))
     }
 
     /// Counts one half.
@@ -80,5 +117,10 @@ impl Rollup {
         self.request_bytes += other.request_bytes;
         self.response_bytes += other.response_bytes;
         self.sketch.merge(&other.sketch);
+        match (&mut self.keys, &other.keys) {
+            (Some(mine), Some(theirs)) => mine.merge(theirs),
+            (None, Some(theirs)) => self.keys = Some(theirs.clone()),
+            (_, None) => {}
+        }
     }
 }

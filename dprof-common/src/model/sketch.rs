@@ -66,6 +66,18 @@ impl Sketch {
         self.add_count(bucket(value), 1);
     }
 
+    /// Counts `n` equal values: a sampled value stands for as many.
+    pub fn add_many(&mut self, value: u64, n: u64) {
+        if n > 0 {
+            self.add_count(bucket(value), n);
+        }
+    }
+
+    /// Each value that was counted, within 1 %, with how often; smallest first.
+    pub fn values(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.counts.iter().enumerate().filter(|(_, n)| **n > 0).map(|(idx, n)| (value(self.first + idx), *n))
+    }
+
     fn add_count(&mut self, bucket: usize, count: u64) {
         if self.counts.is_empty() {
             self.first = bucket;
@@ -140,7 +152,7 @@ impl Sketch {
     }
 }
 
-fn put_varint(bytes: &mut Vec<u8>, mut value: u64) {
+pub(super) fn put_varint(bytes: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         bytes.push(value as u8 | 0x80);
         value >>= 7;
@@ -148,7 +160,7 @@ fn put_varint(bytes: &mut Vec<u8>, mut value: u64) {
     bytes.push(value as u8);
 }
 
-fn take_varint(bytes: &mut &[u8]) -> Result<u64, SketchDecodeError> {
+pub(super) fn take_varint(bytes: &mut &[u8]) -> Result<u64, SketchDecodeError> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first().ok_or(SketchDecodeError)?;
@@ -169,7 +181,9 @@ mod tests {
     fn check(values: impl Iterator<Item = u64>) {
         let mut values: Vec<u64> = values.collect();
         let mut sketch = Sketch::new();
-        values.iter().for_each(|value| sketch.add(*value));
+        for value in &values {
+            sketch.add(*value);
+        }
         values.sort_unstable();
         for q in [0.0, 0.1, 0.5, 0.9, 0.99, 0.999, 1.0] {
             let exact = values[(q * (values.len() - 1) as f64).floor() as usize] as f64;
@@ -193,9 +207,9 @@ mod tests {
         let (mut left, mut right, mut all) = (Sketch::new(), Sketch::new(), Sketch::new());
         for value in 0..10_000_u64 {
             if value % 3 == 0 {
-                left.add(value * value)
+                left.add(value * value);
             } else {
-                right.add(value * 7)
+                right.add(value * 7);
             }
             all.add(if value % 3 == 0 { value * value } else { value * 7 });
         }
@@ -203,6 +217,17 @@ mod tests {
         assert_eq!(left.count(), all.count());
         assert_eq!(left.quantile(0.5), all.quantile(0.5));
         assert_eq!(left.encode(), all.encode());
+    }
+
+    #[test]
+    fn values_come_back_within_one_percent_with_their_counts() {
+        let mut sketch = Sketch::new();
+        sketch.add_many(1_000, 3);
+        sketch.add_many(5_000, 0);
+        sketch.add(2_000_000);
+        let values: Vec<(u64, u64)> = sketch.values().collect();
+        assert_eq!(values.iter().map(|(_, n)| *n).collect::<Vec<_>>(), [3, 1]);
+        assert!(values[0].0.abs_diff(1_000) <= 10 && values[1].0.abs_diff(2_000_000) <= 20_000);
     }
 
     #[test]

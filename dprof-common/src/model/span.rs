@@ -75,8 +75,11 @@ pub struct Span {
     pub trace_id: TraceId,
     /// Identity.
     pub span_id: SpanId,
-    /// Its cause, if found (by the agent of the client half).
+    /// Its cause, if found (by the agent of the client half): the request that triggered it.
     pub link: Option<Link>,
+    /// Further causes of a call that serves several requests at once (a batch): the requests that submitted a part
+    /// of it before `link`'s triggered it. Empty without `link`.
+    pub further_links: Vec<Link>,
     /// Why it has no parent; `None` with a link, or where only the far agent can know.
     pub root: Option<RootKind>,
     /// Bits about the whole.
@@ -101,6 +104,11 @@ impl Span {
     /// The half that speaks for what was asked of whom: the server's when it was seen, else the client's.
     pub fn nearest(&self) -> Option<&Half> {
         self.server.as_ref().or(self.client.as_ref())
+    }
+
+    /// Every cause, the one that triggered it first.
+    pub fn links(&self) -> impl Iterator<Item = &Link> {
+        self.link.iter().chain(&self.further_links)
     }
 
     /// Side of [`Span::nearest`]: an RPC is listed as `server` when the server was watched.
@@ -139,6 +147,7 @@ impl Span {
         }
         if self.link.is_none() {
             self.link = other.link;
+            self.further_links = other.further_links;
         }
         self.root = if self.link.is_some() { None } else { self.root.or(other.root) };
         self.flags.0 |= other.flags.0 & SpanFlags::DETACHED.0;

@@ -3,8 +3,9 @@
 use aya_ebpf::helpers::generated::bpf_seq_write;
 use dprof_common::event::{EventHeader, EventKind, ListenEvent};
 
+use crate::access::{Ptr, Typed};
 use crate::maps::config;
-use crate::sock::{TCP_LISTEN, Typed};
+use crate::sock::TCP_LISTEN;
 
 /// `struct bpf_iter__tcp`.
 #[repr(C)]
@@ -30,7 +31,7 @@ fn each_listener(ctx: *mut core::ffi::c_void) -> i32 {
     if sk == 0 {
         return 0;
     }
-    let sk = Typed(sk);
+    let sk = Ptr::<Typed>::new(sk);
     let state: u8 = sk.load(config!(offsets.skc_state));
     if state != TCP_LISTEN {
         return 0;
@@ -39,13 +40,13 @@ fn each_listener(ctx: *mut core::ffi::c_void) -> i32 {
     let event = ListenEvent {
         header: EventHeader { kind: EventKind::Listen as u8, flags: 0, payload_len: 0, size: 0 },
         time_ns: 0,
-        netns: Typed(net).load(config!(offsets.net_inum)),
+        netns: Ptr::<Typed>::new(net).load(config!(offsets.net_inum)),
         port: sk.load(config!(offsets.skc_num)),
         padding: 0,
     };
     // SAFETY: `seq` is the first member of `bpf_iter_meta`; the helper copies the record.
     unsafe {
-        let seq: u64 = Typed(meta).load(0);
+        let seq: u64 = Ptr::<Typed>::new(meta).load(0);
         bpf_seq_write(seq as *mut _, (&raw const event).cast_mut().cast(), size_of::<ListenEvent>() as u32);
     }
     0

@@ -117,8 +117,8 @@ impl LiveChunk {
         {
             let mut insert = transaction.prepare_cached(
                 "INSERT INTO rollups(minute, service, operation, side, protocol, count, errors, sum_ns, min_ns,
-                    max_ns, request_bytes, response_bytes, sketch)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                    max_ns, request_bytes, response_bytes, sketch, keys)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
             )?;
             for rollup in &batch.rollups {
                 insert.execute((
@@ -135,6 +135,7 @@ impl LiveChunk {
                     rollup.request_bytes as i64,
                     rollup.response_bytes as i64,
                     rollup.sketch.encode(),
+                    rollup.keys.as_ref().map(|keys| keys.encode()),
                 ))?;
             }
         }

@@ -18,6 +18,7 @@ mod filter;
 mod live;
 mod lock;
 mod names;
+mod partners;
 mod reader;
 mod run;
 mod seal;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use dprof_common::model::{Rollup, RollupKey, RunId, Side, Sketch, Span, SpanId, TraceId};
+use dprof_common::model::{KeyStats, Rollup, RollupKey, RunId, Side, Sketch, Span, SpanId, TraceId};
 
 use super::chunk::sqlite_error;
 use super::names::ReadError;
@@ -250,6 +250,11 @@ fn rollups(session: &mut Session, query: &RollupQuery) -> Result<Vec<Rollup>, St
     Ok(rows.into_iter().map(|(_, rollup)| rollup).collect())
 }
 
+/// Whether the chunk counts keys: those of before schema 2 need not. The version does not tell.
+fn has_keys(connection: &rusqlite::Connection) -> rusqlite::Result<bool> {
+    connection.prepare_cached("SELECT 1 FROM pragma_table_info('rollups') WHERE name = 'keys'")?.exists([])
+}
+
 /// Rollups after row `after`, and the row to go on from if there are more.
 #[expect(clippy::type_complexity, reason = "one caller, next to it")]
 fn rollup_page(
@@ -261,14 +266,15 @@ fn rollup_page(
     let signed = |s: u64| i64::try_from(s).unwrap_or(i64::MAX);
     let mut raw = Vec::new();
     let mut read = || -> rusqlite::Result<()> {
-        let mut select = chunk.connection.prepare_cached(
+        let keys = if has_keys(&chunk.connection)? { "keys" } else { "NULL" };
+        let mut select = chunk.connection.prepare_cached(&format!(
             "SELECT id, minute, service, operation, side, protocol, count, errors, sum_ns, min_ns, max_ns,
-                 request_bytes, response_bytes, sketch
+                 request_bytes, response_bytes, sketch, {keys}
              FROM rollups WHERE id > ?1 AND minute >= ?2 AND minute < ?3
                  AND (?4 IS NULL OR service = (SELECT id FROM texts WHERE text = ?4))
                  AND (?5 IS NULL OR operation = (SELECT id FROM texts WHERE text = ?5))
              ORDER BY id LIMIT ?6",
-        )?;
+        ))?;
         let mut rows = select.query((
             after,
             signed(since_s),
@@ -285,7 +291,7 @@ fn rollup_page(
                 [row.get::<_, u32>(2)?, row.get(3)?, row.get(5)?],
                 row.get::<_, u8>(4)?,
                 [number(6)?, number(7)?, number(8)?, number(9)?, number(10)?, number(11)?, number(12)?],
-                row.get::<_, Vec<u8>>(13)?,
+                (row.get::<_, Vec<u8>>(13)?, row.get::<_, Option<Vec<u8>>>(14)?),
             ));
         }
         Ok(())
@@ -293,7 +299,7 @@ fn rollup_page(
     read().map_err(|error| sqlite_error(&chunk.path, error))?;
     let more = (raw.len() as i64 == ROLLUP_PAGE).then(|| raw.last().map(|row| row.0)).flatten();
     let mut rollups = Vec::with_capacity(raw.len());
-    for (_, minute_unix_s, [service, operation, protocol], side, numbers, sketch) in raw {
+    for (_, minute_unix_s, [service, operation, protocol], side, numbers, (sketch, keys)) in raw {
         let mut name = |id| match chunk.text(id) {
             Ok(text) => Ok(Ok(text.as_ref().to_owned())),
             Err(ReadError::Row(error)) => Ok(Err(error.to_string())),
@@ -323,6 +329,10 @@ fn rollup_page(
                 request_bytes,
                 response_bytes,
                 sketch: Sketch::decode(&sketch).map_err(|error| error.to_string())?,
+                keys: match keys {
+                    Some(keys) => Some(Box::new(KeyStats::decode(&keys).map_err(|error| error.to_string())?)),
+                    None => None,
+                },
             })
         };
         rollups.push(rollup());

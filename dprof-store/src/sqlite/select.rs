@@ -22,9 +22,10 @@ use rusqlite::types::Value;
 use rustc_hash::FxHashMap;
 
 use super::chunk::sqlite_error;
+use super::partners::{Partners, load_partners};
 use super::session::{KEYS_MAX, OpenChunk, RawRow, SPAN_COLUMNS, Session, merge_rows};
 use super::summary::Zone;
-use crate::schema::{Bits, GROUP_ROWS, relative_ns, stored_duration};
+use crate::schema::{Bits, relative_ns, stored_duration};
 use crate::{Order, SpanQuery, StoreError};
 
 /// Rows looked at beyond those asked for, in the first round, where rows may turn out not to be asked for.
@@ -32,10 +33,6 @@ const SLACK: usize = 16;
 /// Up to this many one-sided rows are completed by looking each up (0.1 ms); more by [`Partners`] (0.2 s per
 /// million rows of the window).
 const LOOKUPS_MAX: usize = 1024;
-/// One-sided rows that [`Partners`] may hold: 24 bytes each, 96 MB.
-const PARTNERS_MAX: usize = 4_000_000;
-/// Clocks of two hosts may differ by this much and the halves of an RPC still meet in [`Partners`].
-const SKEW_NS: u64 = 3600 * 1_000_000_000;
 /// Candidates looked at one by one at most, or 4 times those asked for.
 const CAPACITY_MAX: usize = 20_000;
 
@@ -77,7 +74,7 @@ pub(crate) fn matches(query: &SpanQuery, span: &Span) -> bool {
         })
 }
 
-fn may_match(query: &SpanQuery, zone: &Zone) -> bool {
+pub(crate) fn may_match(query: &SpanQuery, zone: &Zone) -> bool {
     zone.n_spans > 0
         && zone.start_min < query.until_unix_ns
         && zone.start_max >= query.since_unix_ns
@@ -149,52 +146,11 @@ impl Top {
     }
 }
 
-/// One-sided rows of the window, by span id.
-struct Partners {
-    rows: Vec<Partner>,
-}
-
-#[derive(Clone, Copy)]
-struct Partner {
-    span_id: SpanId,
-    row: u32,
-    chunk: u32,
-    bits: u16,
-    /// Whether service and operation are those asked for.
-    named: bool,
-}
-
-impl Partners {
-    fn of(&self, span_id: SpanId) -> &[Partner] {
-        let from = self.rows.partition_point(|partner| partner.span_id < span_id);
-        let len = self.rows[from..].partition_point(|partner| partner.span_id == span_id);
-        &self.rows[from..from + len]
-    }
-
-    /// Whether a one-sided row should stay a candidate, now that its other halves are known.
-    fn keep(&self, query: &SpanQuery, row: &RowView) -> bool {
-        let side_of = |partner: &&Partner| i64::from(partner.bits) & Bits::SIDES;
-        let status = |bits: Bits| query.status.is_none_or(|status| bits.has_status(status));
-        if row.bits.sides() == Bits::SERVER {
-            // The caller's row stands for the span.
-            return !self.of(row.span_id).iter().any(|partner| side_of(&partner) == Bits::CLIENT);
-        }
-        let mut servers =
-            self.of(row.span_id).iter().filter(|partner| side_of(partner) == Bits::SERVER).peekable();
-        if servers.peek().is_none() {
-            return row.named && query.kind != Some(Side::Server) && status(row.bits);
-        }
-        query.kind != Some(Side::Client)
-            && servers
-                .any(|partner| partner.named && (status(row.bits) || status(Bits(i64::from(partner.bits)))))
-    }
-}
-
 /// What a scan sees of a row.
-struct RowView {
-    span_id: SpanId,
-    bits: Bits,
-    named: bool,
+pub(crate) struct RowView {
+    pub(crate) span_id: SpanId,
+    pub(crate) bits: Bits,
+    pub(crate) named: bool,
 }
 
 /// The spans asked for, merged, in order.
@@ -279,7 +235,7 @@ fn scan(
 }
 
 /// The number of a name in a chunk; -1, which no row has, if the chunk lacks it.
-fn name_id(chunk: &OpenChunk, name: Option<&String>) -> Result<Option<i64>, StoreError> {
+pub(crate) fn name_id(chunk: &OpenChunk, name: Option<&String>) -> Result<Option<i64>, StoreError> {
     name.map(|name| {
         chunk
             .connection
@@ -419,60 +375,6 @@ fn scan_chunk(
         Ok(())
     };
     scan().map_err(|error| sqlite_error(&chunk.path, error))
-}
-
-/// Loads the one-sided rows of the window; `None`, with a warning, if there are too many.
-fn load_partners(session: &mut Session, query: &SpanQuery) -> Result<Option<Partners>, StoreError> {
-    let window = SpanQuery {
-        since_unix_ns: query.since_unix_ns.saturating_sub(SKEW_NS),
-        until_unix_ns: query.until_unix_ns.saturating_add(SKEW_NS),
-        min_duration_ns: None,
-        ..query.clone()
-    };
-    let mut rows: Vec<Partner> = Vec::new();
-    for idx in 0..session.chunks.len() {
-        let one_sided = |zone: &Zone| zone.clients + zone.servers > 0 && may_match(&window, zone);
-        if rows.len() > PARTNERS_MAX || !session.zone(idx)?.is_some_and(|zone| one_sided(&zone)) {
-            continue;
-        }
-        session.with(idx, |chunk| {
-            let service = name_id(chunk, query.service.as_ref())?;
-            let operation = name_id(chunk, query.operation.as_ref())?;
-            let mut load = || -> rusqlite::Result<()> {
-                let mut select = chunk.connection.prepare_cached(
-                    "SELECT id, span_id, bits, service, operation FROM spans
-                     WHERE id >= ?1 AND id < ?2 AND bits & 3 <> 3",
-                )?;
-                for (group, _) in chunk.groups.iter().filter(|(_, zone)| one_sided(zone)) {
-                    let mut found = select.query((group * GROUP_ROWS, (group + 1) * GROUP_ROWS))?;
-                    while let Some(row) = found.next()? {
-                        rows.push(Partner {
-                            row: row.get(0)?,
-                            span_id: SpanId(row.get::<_, i64>(1)? as u64),
-                            chunk: idx as u32,
-                            bits: row.get(2)?,
-                            named: service.is_none_or(|id| row.get(3) == Ok(id))
-                                && operation.is_none_or(|id| row.get(4) == Ok(id)),
-                        });
-                    }
-                    if rows.len() > PARTNERS_MAX {
-                        break;
-                    }
-                }
-                Ok(())
-            };
-            load().map_err(|error| sqlite_error(&chunk.path, error))
-        })?;
-    }
-    if rows.len() > PARTNERS_MAX {
-        session.warn(format!(
-            "more than {PARTNERS_MAX} RPCs of the window were seen from one end only: some may be missing, \
-             ask for a shorter time"
-        ));
-        return Ok(None);
-    }
-    rows.sort_unstable_by_key(|partner| partner.span_id);
-    Ok(Some(Partners { rows }))
 }
 
 /// Loads those candidates that are not `known` yet, with all that other rows know of them; `None` for spans that

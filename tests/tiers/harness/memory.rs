@@ -27,6 +27,9 @@ impl Footprint {
     }
 }
 
+/// `BPF_MAP_TYPE_RINGBUF`
+const RING: u64 = 27;
+
 /// Memory of a process now.
 pub(crate) fn footprint(pid: u32) -> Result<Footprint> {
     let path = format!("/proc/{pid}/smaps_rollup");
@@ -36,8 +39,6 @@ pub(crate) fn footprint(pid: u32) -> Result<Footprint> {
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
         // A descriptor may be closed meanwhile.
         let Ok(info) = fs::read_to_string(entry?.path()) else { continue };
-        /// `BPF_MAP_TYPE_RINGBUF`
-        const RING: u64 = 27;
         if let (Some(kind), Some(id), Some(bytes)) =
             (number(&info, "map_type:"), number(&info, "map_id:"), number(&info, "memlock:"))
             && kind != RING

@@ -1,6 +1,8 @@
 //! What the live tests share: who may run, a folder, an agent, and its spans.
 
+pub(crate) mod dissector;
 pub(crate) mod exchange;
+pub(crate) mod memcached;
 pub(crate) mod memory;
 pub(crate) mod resp;
 pub(crate) mod socket;
@@ -32,13 +34,18 @@ pub(crate) struct Live {
 impl Live {
     /// `None` when the tier is off: the test passes, and one line says what turns it on.
     pub(crate) fn begin() -> Result<Option<Self>> {
+        Self::begin_with(VARIABLE)
+    }
+
+    /// The same for the tier that `variable` turns on.
+    pub(crate) fn begin_with(variable: &str) -> Result<Option<Self>> {
         static SAID: Once = Once::new();
-        if env::var_os(VARIABLE).is_none_or(|value| value.is_empty() || value == "0") {
+        if env::var_os(variable).is_none_or(|value| value.is_empty() || value == "0") {
             // Straight to the file: what goes through the macro is shown for failed tests only.
             SAID.call_once(|| {
                 let _ = writeln!(
                     stderr(),
-                    "live tests are skipped: set {VARIABLE}=1, as root, or cargo xtask test"
+                    "live tests are skipped: set {variable}=1, as root, or cargo xtask test"
                 );
             });
             return Ok(None);
@@ -52,6 +59,12 @@ impl Live {
     /// Folder of the test.
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// An agent that watches these ports.
+    pub(crate) fn agent_on_all(&self, ports: &[u16]) -> Result<Agent> {
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        Agent::start(self.path(), &["--port", &ports.join(",")])
     }
 
     /// An agent that watches one port.
@@ -103,6 +116,20 @@ pub(crate) fn only<'a>(spans: &'a [Span], word: &str) -> &'a Span {
 /// Spans whose statement holds `word`.
 pub(crate) fn with_text<'a>(spans: &'a [Span], word: &str) -> impl Iterator<Item = &'a Span> {
     spans.iter().filter(move |span| span.nearest().is_some_and(|half| half.query_text.contains(word)))
+}
+
+/// Halves on connections to `port`: clients' and servers'.
+pub(crate) fn halves_to(spans: &[Span], port: u16) -> [Vec<&Half>; 2] {
+    let clients =
+        spans.iter().filter_map(|span| span.client.as_ref()).filter(|half| half.peer.port() == port);
+    let servers =
+        spans.iter().filter_map(|span| span.server.as_ref()).filter(|half| half.local.port() == port);
+    [clients.collect(), servers.collect()]
+}
+
+/// An attribute of a half.
+pub(crate) fn attribute<'a>(half: &'a Half, name: &str) -> Option<&'a str> {
+    half.attributes.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
 }
 
 /// Statements, for messages.

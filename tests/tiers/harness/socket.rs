@@ -209,3 +209,47 @@ fn whole(moved: isize, length: usize) -> io::Result<()> {
         Err(_) => Err(io::Error::last_os_error()),
     }
 }
+
+/// A map of sockets with one socket in it; the socket leaves it when this is dropped.
+#[derive(Debug)]
+pub(crate) struct SockMap(#[expect(dead_code, reason = "holds the map")] std::os::fd::OwnedFd);
+
+impl SockMap {
+    /// Puts an established socket into a map of its own. Needs the right to make maps.
+    pub(crate) fn of(socket: &TcpStream) -> io::Result<Self> {
+        use std::os::fd::{FromRawFd as _, OwnedFd};
+
+        const BPF_MAP_CREATE: libc::c_long = 0;
+        const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+        const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
+
+        /// The members of `union bpf_attr` that the two commands read.
+        #[repr(C)]
+        struct Update {
+            map: u64,
+            key: u64,
+            value: u64,
+            flags: u64,
+        }
+
+        let bpf = |command: libc::c_long, attributes: *const libc::c_void, length: usize| {
+            // SAFETY: the attributes are of this length and live through the call, as does what they point to.
+            let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, length) };
+            if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+        };
+        // Type, size of a key, of a value, entries.
+        let create: [u32; 4] = [BPF_MAP_TYPE_SOCKMAP, 4, 4, 1];
+        let map = bpf(BPF_MAP_CREATE, create.as_ptr().cast(), size_of_val(&create))? as i32;
+        // SAFETY: a descriptor that was made a moment ago and that nobody else has.
+        let map = unsafe { OwnedFd::from_raw_fd(map) };
+        let (key, value) = (0_u32, socket.as_raw_fd() as u32);
+        let update = Update {
+            map: map.as_raw_fd() as u64,
+            key: (&raw const key) as u64,
+            value: (&raw const value) as u64,
+            flags: 0,
+        };
+        bpf(BPF_MAP_UPDATE_ELEM, (&raw const update).cast(), size_of::<Update>())?;
+        Ok(Self(map))
+    }
+}

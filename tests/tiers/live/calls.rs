@@ -128,7 +128,8 @@ fn bytes_by_io_uring_are_counted_exactly() -> Result<()> {
     })?;
     let (spans, ended) = finish(agent)?;
     assert_eq!(spans.len(), 2, "{:?}\n{}", texts(&spans), ended.stderr);
-    for (word, request, response) in [("by-io-uring", &get, head.len() + BYTES + 2), ("after-it", &after, 5)] {
+    for (word, request, response) in [("by-io-uring", &get, head.len() + BYTES + 2), ("after-it", &after, 5)]
+    {
         for half in [&only(&spans, word).client, &only(&spans, word).server] {
             let half = half.as_ref().ok_or_else(|| anyhow!("{word}: one half is missing"))?;
             let bytes = (half.request_bytes, half.response_bytes);

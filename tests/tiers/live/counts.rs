@@ -28,6 +28,7 @@ pub(super) fn benchmark(live: &Live, port: u16, options: &[&str]) -> Result<Prog
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "a figure for whoever runs it with --nocapture")]
 fn every_pipelined_command_of_redis_benchmark_is_one_rpc() -> Result<()> {
     let Some(live) = Live::begin()? else { return Ok(()) };
     let redis = subject::redis(live.path())?;

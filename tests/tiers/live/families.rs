@@ -1,6 +1,9 @@
 //! Address families, namespaces, and connections older than the agent.
 
+use std::ffi::OsStr;
+use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
@@ -99,9 +102,9 @@ struct Netns(String);
 impl Netns {
     fn add() -> Result<Self> {
         let name = format!("dprof-test-{}", std::process::id());
-        ip(&["netns", "add", &name])?;
+        run("ip", &["netns", "add", &name])?;
         let netns = Self(name);
-        ip(&["-n", &netns.0, "link", "set", "lo", "up"])?;
+        run("ip", &["-n", &netns.0, "link", "set", "lo", "up"])?;
         Ok(netns)
     }
 
@@ -115,21 +118,60 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        if let Err(error) = ip(&["netns", "delete", &self.0]) {
-            use std::io::Write as _;
-            let _ = writeln!(std::io::stderr(), "{error:#}");
-        }
+        tell(run("ip", &["netns", "delete", &self.0]));
     }
 }
 
-fn ip(arguments: &[&str]) -> Result<()> {
-    let output = Command::new(find("ip")).args(arguments).output().context("start ip")?;
-    ensure!(
-        output.status.success(),
-        "ip {}: {}",
-        arguments.join(" "),
-        String::from_utf8_lossy(&output.stderr)
-    );
+/// A control group of its own, in a cgroup2 file system mounted for the test: the usual place may hold version 1.
+struct Cgroup {
+    mounted: PathBuf,
+    path: PathBuf,
+}
+
+impl Cgroup {
+    fn add(folder: &Path) -> Result<Self> {
+        let mounted = folder.join("cgroup2");
+        fs::create_dir(&mounted)?;
+        run("mount", &[OsStr::new("-t"), OsStr::new("cgroup2"), OsStr::new("none"), mounted.as_os_str()])?;
+        let path = mounted.join(format!("dprof-test-{}", std::process::id()));
+        let cgroup = Self { mounted, path };
+        fs::create_dir(&cgroup.path)?;
+        Ok(cgroup)
+    }
+
+    /// Moves process `pid` here.
+    fn take(&self, pid: u32) -> Result<()> {
+        fs::write(self.path.join("cgroup.procs"), pid.to_string()).context("move a process into the cgroup")
+    }
+
+    /// Moves whoever is left back, and takes the group and the file system away.
+    fn remove(&self) -> Result<()> {
+        for pid in fs::read_to_string(self.path.join("cgroup.procs"))?.lines() {
+            fs::write(self.mounted.join("cgroup.procs"), pid)?;
+        }
+        fs::remove_dir(&self.path)?;
+        run("umount", &[self.mounted.as_os_str()])
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        tell(self.remove());
+    }
+}
+
+/// Says what could not be taken away.
+fn tell(result: Result<()>) {
+    if let Err(error) = result {
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), "{error:#}");
+    }
+}
+
+fn run(program: &str, arguments: &[impl AsRef<OsStr>]) -> Result<()> {
+    let output =
+        Command::new(find(program)).args(arguments).output().with_context(|| format!("start {program}"))?;
+    ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr).trim_end());
     Ok(())
 }
 
@@ -141,7 +183,7 @@ fn only_the_chosen_network_namespace_is_watched() -> Result<()> {
     let port = free_port()?;
     let inside = redis_with(live.path(), &mut netns.command("redis-server"), port)?;
     let outside_folder = live.path().join("outside");
-    std::fs::create_dir(&outside_folder)?;
+    fs::create_dir(&outside_folder)?;
     let outside = redis_with(&outside_folder, &mut Command::new(find("redis-server")), port)?;
     let agent = Agent::start(live.path(), &["--netns", &netns.0])?;
     Resp::connect(outside.address())?.call(&["GET", "outside"])?;
@@ -151,6 +193,25 @@ fn only_the_chosen_network_namespace_is_watched() -> Result<()> {
     let (spans, ended) = finish(agent)?;
     let span = only(&spans, "inside");
     assert!(span.client.is_some() && span.server.is_some(), "{span:#?}");
+    assert_eq!(with_text(&spans, "outside").count(), 0, "{}", ended.stderr);
+    Ok(())
+}
+
+#[test]
+fn only_the_chosen_cgroup_is_watched() -> Result<()> {
+    let Some(live) = Live::begin()? else { return Ok(()) };
+    let cgroup = Cgroup::add(live.path())?;
+    let inside = subject::redis(live.path())?;
+    cgroup.take(inside.program.pid())?;
+    let outside_folder = live.path().join("outside");
+    fs::create_dir(&outside_folder)?;
+    let outside = subject::redis(&outside_folder)?;
+    let agent = Agent::start(live.path(), &["--cgroup", cgroup.path.to_str().context("a path in UTF-8")?])?;
+    Resp::connect(outside.address())?.call(&["GET", "outside"])?;
+    Resp::connect(inside.address())?.call(&["GET", "inside"])?;
+    let (spans, ended) = finish(agent)?;
+    let span = only(&spans, "inside");
+    assert!(span.server.is_some(), "{span:#?}");
     assert_eq!(with_text(&spans, "outside").count(), 0, "{}", ended.stderr);
     Ok(())
 }

@@ -193,7 +193,9 @@ fn twenty_thousand_short_connections_are_all_seen() -> Result<()> {
 
 #[test]
 fn two_threads_writing_one_socket_are_not_mixed_up() -> Result<()> {
-    const EACH: usize = 500;
+    // All that both write fits what is captured of one read: a server that is late reads it at once (Redis takes up
+    // to 32 KiB).
+    const EACH: usize = 250;
     let Some(live) = Live::begin()? else { return Ok(()) };
     let redis = subject::redis(live.path())?;
     let agent = live.agent_on(redis.port)?;

@@ -1,12 +1,20 @@
 //! Real programs under a running agent on this machine's kernel.
 
+mod between;
 mod calls;
 mod counts;
+mod dnode;
 mod errors;
 mod families;
 mod hostile;
 mod http;
 mod lifecycle;
+mod memcached;
+mod proxies;
 mod rate;
 mod replay;
+mod same;
 mod split;
+mod tls;
+mod tshark;
+mod window;

@@ -28,6 +28,7 @@ const BURST: u32 = 50;
 const AGENT_KB_MAX: u64 = 50 * 1024;
 
 #[test]
+#[expect(clippy::print_stdout, reason = "a figure for whoever runs it with --nocapture")]
 fn two_hundred_thousand_events_a_second_lose_nothing_in_fifty_megabytes() -> Result<()> {
     let Some(live) = Live::begin()? else { return Ok(()) };
     let listener = TcpListener::bind("127.0.0.1:0")?;

@@ -42,7 +42,7 @@ fn a_replay_gives_exactly_the_same_spans() -> Result<()> {
     let recording = live.path().join("load.dprof");
     let ports = format!("{},{}", redis.port, proxy.port);
     let file = recording.display().to_string();
-    let agent = Agent::start(live.path(), &["--port", &ports, "--record", &file])?;
+    let agent = Agent::start(live.path(), &["--port", &ports, "--record", &file, "--record-payload"])?;
     let said = agent.program.stderr();
     benchmark(&live, proxy.port, &["-P", "4", "-c", "10", "-n", "5000", "-t", "set,get"])?
         .wait(LOAD_WITHIN)?

@@ -140,7 +140,9 @@ fn feed(records: &[Record], n: usize) -> (Engine, Output) {
     let (mut engine, mut out) = (Engine::with_protocols(small(), PROTOCOLS), Output::default());
     let mut builder = BlockBuilder::default();
     for chunk in records.chunks(n) {
-        chunk.iter().for_each(|record| builder.push(&[&record.0]));
+        for record in chunk {
+            builder.push(&[&record.0]);
+        }
         engine.push(&builder.take(), &mut out);
         let counters = engine.counters();
         assert!(

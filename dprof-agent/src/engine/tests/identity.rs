@@ -75,8 +75,14 @@ fn where_the_accepting_side_asks() {
 fn a_guessed_role_is_flagged_and_a_listener_makes_it_sure() {
     let calls = "10 s recv Q1:a\n 12 s send A1:x";
     let open = "0 s open old_passive 10.0.0.2:6379 10.0.0.1:5000";
-    check(&format!("{open}\n{calls}"), "a ok s=9..12 edge fragment s:role_guessed");
-    check(&format!("{open}\n0 - listen 6379\n{calls}"), "a ok s=9..12 edge fragment");
+    check(
+        &format!("{open}\n{calls}"),
+        "a ok s=9..12 edge fragment s:incomplete+paired_across_gap+role_guessed",
+    );
+    check(
+        &format!("{open}\n0 - listen 6379\n{calls}"),
+        "a ok s=9..12 edge fragment s:incomplete+paired_across_gap",
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! 10  c send Q3:get                                      options below
 //! 12  s recv Q3:get arr=11
 //! 90  c close                                            or: close reset
-//! 5   - listen 6379 | process 7 redis | tick | lost 3 | c resent 0 7
+//! 5   - listen 6379 | process 7 redis | tick | lost 3 | window opens | window closes | c resent 0 7
 //! ```
 //! Options of `open`: `th=PID/TID`, `at=OUT/IN` (bytes gone before), `connect=US`. Of `send` and `recv`: `th=`,
 //! `size=N` (the text is the first bytes of N), `pay=N` (captured bytes), `end=POS` (position read by the hook;
@@ -23,7 +23,7 @@ use std::sync::Arc;
 use bytemuck::bytes_of;
 use dprof_common::event::{
     Arrival, ArrivalsEvent, ClockEvent, CloseEvent, EventHeader, EventKind, FirstDepartureEvent, ListenEvent,
-    LostEvent, OpenEvent, RecvEvent, RetransmitEvent, SendEvent, flag,
+    LostEvent, OpenEvent, RecvEvent, RetransmitEvent, SendEvent, WindowEvent, flag,
 };
 use dprof_common::flow::Flow;
 use dprof_common::limits::ARRIVALS_MAX;
@@ -31,6 +31,7 @@ use dprof_common::model::{Half, HostInfo, ProcessInfo, RunId, Span, rpc_identity
 
 use super::toy;
 use crate::engine::{Engine, EngineConfig, EngineCounters, Output};
+use crate::link::LinkOptions;
 use crate::source::{Block, BlockBuilder};
 
 /// Wall clock less monotonic clock in scripts.
@@ -106,7 +107,7 @@ impl Stage {
         self.record(&[bytes_of(&event)]);
     }
 
-    fn line(&mut self, line: &str) {
+    pub(super) fn line(&mut self, line: &str) {
         let mut words = line.split_whitespace();
         let mut word = || words.next().unwrap_or_else(|| panic!("'{line}' is cut short"));
         let (time_ns, name, operation) = (us(word()), word(), word());
@@ -117,7 +118,7 @@ impl Stage {
             }
             "send" | "recv" => {
                 let text = word();
-                self.call(time_ns, name, operation == "send", text, &words.collect::<Vec<_>>());
+                self.call(time_ns, name, operation == "send", text.as_bytes(), &words.collect::<Vec<_>>());
             }
             "close" => {
                 let flags = if words.next() == Some("reset") { flag::RESET } else { 0 };
@@ -166,6 +167,11 @@ impl Stage {
                     time_ns,
                     count: word().parse().expect("count"),
                 };
+                self.record(&[bytes_of(&event)]);
+            }
+            "window" => {
+                let flags = if word() == "opens" { flag::OPENED } else { 0 };
+                let event = WindowEvent { header: header(EventKind::Window, flags, 0, 0), time_ns };
                 self.record(&[bytes_of(&event)]);
             }
             "tick" => self.clock(time_ns),
@@ -226,7 +232,7 @@ impl Stage {
         self.record(&[bytes_of(&event)]);
     }
 
-    fn call(&mut self, time_ns: u64, name: &str, is_send: bool, text: &str, options: &[&str]) {
+    pub(super) fn call(&mut self, time_ns: u64, name: &str, is_send: bool, text: &[u8], options: &[&str]) {
         let socket = self.sockets.get_mut(name).unwrap_or_else(|| panic!("socket {name} is not open"));
         let (mut size, mut pay, mut end, mut lost) = (text.len() as u64, text.len(), None, false);
         let (mut unsent, mut pid_tgid, mut flags, mut departing_ns) = (0, socket.pid_tgid, 0, 0);
@@ -268,7 +274,7 @@ impl Stage {
         if lost {
             return;
         }
-        let payload = &text.as_bytes()[..pay.min(text.len())];
+        let payload = &text[..pay.min(text.len())];
         if is_send {
             flags |= if unsent == 0 { flag::DEPARTED } else { 0 };
             if departing_ns != 0 {
@@ -313,7 +319,9 @@ impl Stage {
         self.records
             .chunks(n)
             .map(|records| {
-                records.iter().for_each(|record| builder.push(&[record]));
+                for record in records {
+                    builder.push(&[record]);
+                }
                 builder.take()
             })
             .collect()
@@ -340,6 +348,7 @@ pub(super) fn config() -> EngineConfig {
         connections_max: 10_000,
         clock_offset_ns: 0,
         clock_drift_ppm: 0.0,
+        link: LinkOptions::default(),
     }
 }
 

@@ -185,7 +185,7 @@ fn unknown_protocols_are_cut_by_direction_when_asked() {
         40 c recv \u{5}
         9000000 - tick";
     let run_off = check(script, "");
-    assert_eq!((run_off.counters.unrecognised, run_off.out.payload_limits.as_slice()), (1, &[(1, 0)][..]));
+    assert_eq!((run_off.counters.unrecognised, run_off.out.payload_limits.as_slice()), (1, &[(1, 256)][..]));
     let mut config = config();
     config.unknown = true;
     let run = check_with(
@@ -194,7 +194,7 @@ fn unknown_protocols_are_cut_by_direction_when_asked() {
         "port 7777 unknown c=10..22 edge
          port 7777 unknown c=30..40 edge",
     );
-    assert_eq!(run.out.payload_limits, [(1, 0)]);
+    assert_eq!(run.out.payload_limits, [(1, 256)]);
     assert!(run.out.spans.iter().all(|span| {
         span.client.as_ref().is_some_and(|half| half.protocol == "unknown" && half.status == Status::Unknown)
     }));

@@ -5,6 +5,7 @@
 //! `trace=HEX` carries a trace id.
 
 use std::borrow::Cow;
+use std::hash::BuildHasher;
 
 use crate::protocol::{
     Correlation, Detected, Direction, Head, Message, MessageKind, Parsed, Parser, Protocol, Verdict,
@@ -49,7 +50,8 @@ impl Protocol for Toy {
     }
 
     fn parser(&self, request_direction: Direction, start: [u64; 2], joined: bool) -> Box<dyn Parser> {
-        let half = |start| Half { pos: start, message: start, seeking: joined, ..Half::default() };
+        let half =
+            |start| Half { pos: start, message: start, seeking: joined, whole: true, ..Half::default() };
         Box::new(ToyParser { request_direction, halves: [half(start[0]), half(start[1])] })
     }
 }
@@ -63,6 +65,8 @@ struct Half {
     body: Vec<u8>,
     body_left: u64,
     incomplete: bool,
+    /// Every byte of the body was seen and kept.
+    whole: bool,
     seeking: bool,
 }
 
@@ -101,6 +105,7 @@ impl ToyParser {
         let mut message = Message::new(direction, message_kind, half.message, half.pos);
         message.correlation = correlation;
         message.is_error = kind == b'E';
+        message.content_hash = half.whole.then(|| rustc_hash::FxBuildHasher.hash_one(&body));
         message.incomplete = half.incomplete;
         message.explicit_id =
             body.strip_prefix("trace=").and_then(|id| u128::from_str_radix(id, 16).ok()).map(|id| (id, 1));
@@ -112,6 +117,7 @@ impl ToyParser {
         }
         half.message = half.pos;
         half.incomplete = false;
+        half.whole = true;
         out.push(Parsed::Message(message));
         let at = [self.halves[0].pos, self.halves[1].pos];
         match kind {
@@ -144,6 +150,7 @@ impl Parser for ToyParser {
                 let n = (bytes.len() as u64).min(half.body_left);
                 let room = 64_usize.saturating_sub(half.body.len());
                 half.body.extend_from_slice(&bytes[..(n as usize).min(room)]);
+                half.whole &= n as usize <= room;
                 half.body_left -= n;
                 half.pos += n;
                 bytes = &bytes[n as usize..];
@@ -186,6 +193,7 @@ impl Parser for ToyParser {
         if half.body_left >= len {
             half.body_left -= len;
             half.pos += len;
+            half.whole = false;
             if half.body_left == 0 {
                 self.finish(direction, out);
             }

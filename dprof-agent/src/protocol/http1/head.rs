@@ -1,6 +1,8 @@
 //! Start lines and headers: line by line, whatever the cuts. Only the few headers that matter are looked at, and
 //! nothing of a line outlives its reading: Authorization and Cookie are never kept.
 
+use memchr::memchr;
+
 use super::trace_context::Ids;
 
 /// Bytes of a line that are looked at; the rest of a longer one is skipped. Servers take 4 to 16 KiB.
@@ -8,6 +10,9 @@ pub(super) const LINE_BYTES_MAX: usize = 8 * 1024;
 
 /// Longest head, bytes: what is longer is garbage. Servers refuse it from 8 KiB (nginx) to 256 KiB on.
 const HEAD_BYTES_MAX: usize = 256 * 1024;
+
+/// Longest request id that is kept, bytes: a UUID has 36, two of them and a name fit.
+const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// Gathers lines.
 #[derive(Debug, Default)]
@@ -44,7 +49,7 @@ impl Lines {
 
     /// More bytes of the line.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> LineStep {
-        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let end = memchr(b'\n', bytes);
         let part = &bytes[..end.unwrap_or(bytes.len())];
         let room = LINE_BYTES_MAX - self.line.len();
         self.line.extend_from_slice(&part[..part.len().min(room)]);
@@ -124,22 +129,27 @@ enum Header {
     B3,
     B3Trace,
     B3Span,
+    RequestId,
+    ContentType,
 }
 
 fn header(name: &[u8]) -> Option<Header> {
-    [
-        (&b"content-length"[..], Header::ContentLength),
-        (b"transfer-encoding", Header::TransferEncoding),
-        (b"connection", Header::Connection),
-        (b"upgrade", Header::Upgrade),
-        (b"host", Header::Host),
-        (b"traceparent", Header::Traceparent),
-        (b"b3", Header::B3),
-        (b"x-b3-traceid", Header::B3Trace),
-        (b"x-b3-spanid", Header::B3Span),
-    ]
-    .into_iter()
-    .find_map(|(known, header)| known.eq_ignore_ascii_case(name).then_some(header))
+    // By length first: most headers do not matter, and that is the cheapest way to see it.
+    let (known, header): (&[u8], Header) = match name.len() {
+        2 => (b"b3", Header::B3),
+        4 => (b"host", Header::Host),
+        7 => (b"upgrade", Header::Upgrade),
+        10 => (b"connection", Header::Connection),
+        11 if name[0].eq_ignore_ascii_case(&b't') => (b"traceparent", Header::Traceparent),
+        11 => (b"x-b3-spanid", Header::B3Span),
+        12 if name[0] == b'c' || name[0] == b'C' => (b"content-type", Header::ContentType),
+        12 if name[2] == b'b' || name[2] == b'B' => (b"x-b3-traceid", Header::B3Trace),
+        12 => (b"x-request-id", Header::RequestId),
+        14 => (b"content-length", Header::ContentLength),
+        17 => (b"transfer-encoding", Header::TransferEncoding),
+        _ => return None,
+    };
+    known.eq_ignore_ascii_case(name).then_some(header)
 }
 
 /// What the headers say.
@@ -156,7 +166,16 @@ pub(super) struct Head {
     pub(super) bad_framing: bool,
     connection_upgrade: bool,
     has_upgrade: bool,
-    pub(super) host: Option<String>,
+    /// Others may read the body's length otherwise: two ways of telling it, or an odd way. What one takes for a body
+    /// another takes for a request (smuggling), so what follows is not certain.
+    pub(super) ambiguous: bool,
+    n_codings: u32,
+    /// `text/event-stream`: the response is there once its head is, and what follows are events.
+    pub(super) is_event_stream: bool,
+    /// The first `X-Request-ID`, printable; empty if none.
+    pub(super) request_id: Vec<u8>,
+    /// The first `Host`; empty if none.
+    pub(super) host: Vec<u8>,
     pub(super) ids: Ids,
 }
 
@@ -164,8 +183,12 @@ impl Head {
     /// Starts anew.
     pub(super) fn begin(&mut self) {
         let mut value = std::mem::take(&mut self.value);
+        let (mut host, mut request_id) =
+            (std::mem::take(&mut self.host), std::mem::take(&mut self.request_id));
         value.clear();
-        *self = Self { value, ..Self::default() };
+        host.clear();
+        request_id.clear();
+        *self = Self { value, request_id, host, ..Self::default() };
     }
 
     /// A line of the head; true if it was the last, the blank one.
@@ -184,8 +207,15 @@ impl Head {
         if line.is_empty() {
             return true;
         }
-        let name_len = line.iter().position(|byte| *byte == b':');
+        let name_len = memchr(b':', line);
         if let Some((name, rest)) = name_len.map(|len| line.split_at(len)) {
+            // RFC 9112, section 5.1: blanks before the colon are read differently by different servers.
+            if name.ends_with(b" ") || name.ends_with(b"\t") {
+                self.ambiguous |= matches!(
+                    header(name.trim_ascii_end()),
+                    Some(Header::ContentLength | Header::TransferEncoding)
+                );
+            }
             self.pending = header(name).map(|header| (header, whole));
             if self.pending.is_some() {
                 self.value.clear();
@@ -218,9 +248,13 @@ impl Head {
                 }
             }
             Header::TransferEncoding => {
-                let last = value.rsplit(|byte| *byte == b',').next().unwrap_or_default().trim_ascii();
-                self.chunked = last.eq_ignore_ascii_case(b"chunked");
-                self.other_coding = !self.chunked && !last.eq_ignore_ascii_case(b"identity");
+                // The last one counts; what chunks must be it.
+                for coding in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                    self.ambiguous |= self.n_codings > 0 && self.chunked;
+                    self.n_codings += 1;
+                    self.chunked = coding.eq_ignore_ascii_case(b"chunked");
+                    self.other_coding = !self.chunked && !coding.eq_ignore_ascii_case(b"identity");
+                }
             }
             Header::Connection => {
                 self.connection_upgrade |= value
@@ -229,13 +263,32 @@ impl Head {
             }
             Header::Upgrade => self.has_upgrade |= !value.is_empty(),
             Header::Host => {
-                self.host = self.host.take().or_else(|| str::from_utf8(value).ok().map(str::to_owned));
+                if self.host.is_empty() && str::from_utf8(value).is_ok() {
+                    self.host.extend_from_slice(value);
+                }
+            }
+            Header::RequestId => {
+                let fits = (1..=REQUEST_ID_BYTES_MAX).contains(&value.len())
+                    && value.iter().all(|byte| matches!(byte, b'!'..=b'~'));
+                if self.request_id.is_empty() && fits {
+                    self.request_id.extend_from_slice(value);
+                }
+            }
+            Header::ContentType => {
+                let kind = value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+                self.is_event_stream = kind.eq_ignore_ascii_case(b"text/event-stream");
             }
             Header::Traceparent => self.ids.traceparent(value),
             Header::B3 => self.ids.b3(value),
             Header::B3Trace => self.ids.b3_trace(value),
             Header::B3Span => self.ids.b3_span(value),
         }
+    }
+
+    /// Whether the body's length may be read in another way, given whether the message is of HTTP/1.0, which has no
+    /// codings.
+    pub(super) const fn is_ambiguous(&self, is_old: bool) -> bool {
+        self.ambiguous || (self.n_codings > 0 && (self.content_length.is_some() || is_old))
     }
 
     /// Whether another protocol is asked for.

@@ -13,6 +13,7 @@ mod tests;
 mod trace_context;
 
 use super::answers::Answers;
+use super::capture::Capture;
 use super::{Detected, Direction, Head, Parsed, Parser, Protocol, Verdict};
 use side::{Role, Side, Special};
 
@@ -39,21 +40,23 @@ impl Protocol for Http1 {
     }
 
     fn detect(&self, head: &Head<'_>) -> Detected {
-        let directions = [Direction::Out, Direction::In];
+        let judged = head.bytes.map(|bytes| [judge_request(bytes), judge_response(bytes)]);
+        let is_other =
+            |(bytes, judged): (&[u8], [Verdict; 2])| !bytes.is_empty() && judged == [Verdict::No; 2];
+        if !head.joined && head.bytes.into_iter().zip(judged).any(is_other) {
+            return Detected { verdict: Verdict::No, request_direction: None };
+        }
         let mut verdict = Verdict::No;
-        for (&direction, bytes) in directions.iter().zip(head.bytes) {
-            let (request, response) = (judge_request(bytes), judge_response(bytes));
+        for (direction, [request, response]) in [Direction::Out, Direction::In].into_iter().zip(judged) {
             if request == Verdict::Yes {
                 return Detected { verdict: Verdict::Yes, request_direction: Some(direction) };
             }
             if response == Verdict::Yes {
                 return Detected { verdict: Verdict::Yes, request_direction: Some(direction.reverse()) };
             }
-            let both = if bytes.is_empty() { Verdict::No } else { request.max(response) };
-            if both == Verdict::No && !bytes.is_empty() && !head.joined {
-                return Detected { verdict: Verdict::No, request_direction: None };
+            if !head.bytes[direction.idx()].is_empty() {
+                verdict = verdict.max(request.max(response));
             }
-            verdict = verdict.max(both);
         }
         let waits = head.bytes.iter().any(|bytes| bytes.is_empty());
         if waits {
@@ -77,8 +80,25 @@ impl Protocol for Http1 {
 
 /// Judges `METHOD target HTTP/1.x`.
 fn judge_request(bytes: &[u8]) -> Verdict {
-    const METHODS: [&[u8]; 9] =
-        [b"GET ", b"POST ", b"PUT ", b"DELETE ", b"HEAD ", b"OPTIONS ", b"PATCH ", b"CONNECT ", b"TRACE "];
+    const METHODS: [&[u8]; 17] = [
+        b"GET ",
+        b"POST ",
+        b"PUT ",
+        b"DELETE ",
+        b"HEAD ",
+        b"OPTIONS ",
+        b"PATCH ",
+        b"CONNECT ",
+        b"TRACE ",
+        b"QUERY ",
+        b"PROPFIND ",
+        b"PROPPATCH ",
+        b"MKCOL ",
+        b"COPY ",
+        b"MOVE ",
+        b"LOCK ",
+        b"UNLOCK ",
+    ];
     let line_end = bytes.iter().position(|byte| *byte == b'\n');
     let line = &bytes[..line_end.unwrap_or(bytes.len())];
     let Some(method) = METHODS.into_iter().find(|method| line.starts_with(method)) else {
@@ -169,12 +189,15 @@ impl Http1Parser {
     }
 
     /// Bytes of `direction` come, seen or not.
-    fn turn(&mut self, direction: Direction) {
+    fn turn(&mut self, direction: Direction, out: &mut Vec<Parsed>) {
         if self.last != direction {
             let to_requests = direction == self.request_direction;
+            if to_requests {
+                self.responses.stop_peeking(&mut self.session, out);
+            }
             // The other side wrote last and both are between messages: taken as idle after a loss.
             let idle = to_requests && self.requests.idle() && self.responses.idle();
-            if idle && !self.session.answers.certain() {
+            if idle && (!self.session.answers.certain() || self.session.answers.overdrawn()) {
                 self.session.answers.idle();
             }
             self.side(direction).0.turned();
@@ -213,7 +236,7 @@ impl Parser for Http1Parser {
         if self.over || bytes.is_empty() {
             return;
         }
-        self.turn(direction);
+        self.turn(direction, out);
         let mut rest = bytes;
         while !rest.is_empty() && !self.over {
             let (side, session) = self.side(direction);
@@ -227,7 +250,7 @@ impl Parser for Http1Parser {
         if self.over || len == 0 {
             return;
         }
-        self.turn(direction);
+        self.turn(direction, out);
         let (side, session) = self.side(direction);
         side.gap(len, session, out);
         self.settle(direction, out);
@@ -246,6 +269,10 @@ impl Parser for Http1Parser {
         } else {
             self.responses.unfinished_from()
         }
+    }
+
+    fn set_capture(&mut self, capture: Capture) {
+        self.requests.set_capture(capture);
     }
 
     fn payload_limit(&self, direction: Direction) -> u32 {

@@ -5,6 +5,12 @@ use std::borrow::Cow;
 use super::target::host_and_port;
 use crate::protocol::Message;
 
+/// The request's `X-Request-ID`: an id that proxies pass on, so a link's evidence.
+pub(super) const REQUEST_ID_ATTRIBUTE: &str = "http.request.header.x-request-id";
+
+/// `ambiguous`: the body's length can be read in two ways, as in request smuggling.
+pub(super) const FRAMING_ATTRIBUTE: &str = "dprof.http.framing";
+
 /// The method as OpenTelemetry names it: what is not registered is `_OTHER`.
 pub(super) fn known_method(method: &[u8]) -> &'static str {
     const KNOWN: [&str; 17] = [

@@ -1,13 +1,11 @@
 //! One direction of an HTTP/1 connection: heads line by line, bodies counted off.
 
-use std::borrow::Cow;
+mod heads;
 
 use super::Session;
 use super::body::{Body, Gap, Progress};
-use super::head::{Head, LineStep, Lines, request_line, status_line};
-use super::names::{known_method, push_host, status_text};
-use super::target::Target;
-use crate::protocol::answers::Next;
+use super::head::{Head, LineStep, Lines};
+use crate::protocol::capture::Capture;
 use crate::protocol::hash::ContentHasher;
 use crate::protocol::{Direction, Message, MessageKind, Parsed};
 
@@ -71,6 +69,11 @@ pub(super) struct Side {
     head: Head,
     message: Option<Message>,
     status: u16,
+    /// HTTP/1.0
+    is_old: bool,
+    /// Whether the loss of the boundary was said. One that is believed again can be lost again.
+    said_lost: bool,
+    capture: Capture,
     special: Option<Special>,
     /// Position from which bytes are held.
     held_from: u64,
@@ -94,6 +97,9 @@ impl Side {
             head: Head::default(),
             message: None,
             status: 0,
+            is_old: false,
+            said_lost: false,
+            capture: Capture::default(),
             special: None,
             held_from: pos,
             hasher: ContentHasher::new(),
@@ -108,6 +114,10 @@ impl Side {
             State::Held => self.held_from,
             _ => self.start,
         }
+    }
+
+    pub(super) const fn set_capture(&mut self, capture: Capture) {
+        self.capture = capture;
     }
 
     /// Whether no message is under way.
@@ -131,6 +141,7 @@ impl Side {
         if std::mem::take(&mut self.turn) && self.lost && matches!(self.state, State::Seek | State::StartLine)
         {
             self.state = State::Start;
+            self.said_lost = false;
         }
         let mut i = 0;
         while i < bytes.len() && !session.over() && !session.released {
@@ -181,11 +192,15 @@ impl Side {
                         self.state = State::StartLine;
                     }
                 }
-                State::Peek(mut body, n) => match body.feed(&STATUS_LINE_START[..n], &mut self.hasher) {
-                    Progress::More => self.state = State::Body(body),
-                    Progress::Done(_) => self.end_message(at, session, out),
-                    Progress::Bad(_) => self.lose(at, session, out),
-                },
+                State::Peek(mut body, n) => {
+                    // A body that begins like a response, or a response that is shorter than it said.
+                    self.doubt(n > 0);
+                    match body.feed(&STATUS_LINE_START[..n], &mut self.hasher) {
+                        Progress::More => self.state = State::Body(body),
+                        Progress::Done(_) => self.end_message(at, session, out),
+                        Progress::Bad(_) => self.lose(at, session, out),
+                    }
+                }
                 State::Held | State::Seek => i = bytes.len(),
             }
         }
@@ -196,11 +211,8 @@ impl Side {
     /// `len` bytes were not seen.
     pub(super) fn gap(&mut self, len: u64, session: &mut Session, out: &mut Vec<Parsed>) {
         self.turn = false;
-        if let State::Peek(mut body, n) = self.state {
-            // Whether there is a body is not known then: take it for one, as most responses have.
-            body.feed(&STATUS_LINE_START[..n], &mut self.hasher);
-            self.state = State::Body(body);
-        }
+        // Whether there is a body is not known then, nor what the hole hid.
+        self.stop_peeking(session, out);
         let mut left = len;
         if let State::Body(body) = &mut self.state {
             self.hash_known = false;
@@ -231,8 +243,36 @@ impl Side {
             State::Body(Body::Close) | State::Peek(Body::Close, _) => {
                 self.end_message(self.pos, session, out);
             }
-            State::Peek(Body::Length(len), n) if len == n as u64 => self.end_message(self.pos, session, out),
+            State::Peek(Body::Length(len), n) if len == n as u64 => {
+                self.doubt(true);
+                self.end_message(self.pos, session, out);
+            }
+            // Cut off: what it would have been shows, where it ends does not.
+            State::Body(_) | State::Peek(..) if self.role == Role::Responses => {
+                self.doubt(true);
+                self.end_message(self.pos, session, out);
+            }
             _ => {}
+        }
+    }
+
+    /// Whether a body follows does not show any more: what is there is said now, before what comes next, and that its
+    /// end is in doubt. A response that was said later would be taken for the next one's.
+    pub(super) fn stop_peeking(&mut self, session: &mut Session, out: &mut Vec<Parsed>) {
+        let State::Peek(_, n) = self.state else { return };
+        let end = self.pos - n as u64;
+        self.doubt(true);
+        self.hash_known = false;
+        self.end_message(end, session, out);
+        if n > 0 {
+            self.say_lost(end, session, out);
+        }
+    }
+
+    /// Where the message ends may be wrong.
+    fn doubt(&mut self, is_doubtful: bool) {
+        if let Some(message) = &mut self.message {
+            message.incomplete |= is_doubtful;
         }
     }
 
@@ -268,138 +308,6 @@ impl Side {
         self.lines.next();
     }
 
-    /// Reads the request line.
-    fn begin_request(&mut self) -> bool {
-        let (line, whole) = self.lines.line();
-        let Some(request) = request_line(line, whole) else { return false };
-        if self.lost && !BELIEVED_METHODS.contains(&request.method) {
-            return false;
-        }
-        let connect = request.method == b"CONNECT";
-        let target = Target::new(request.target, connect);
-        let method = known_method(request.method);
-        let mut message = Message::new(self.direction, MessageKind::Request, self.start, self.start);
-        message.operation = if connect {
-            Cow::Borrowed("CONNECT")
-        } else {
-            Cow::Owned(format!("{method} {}", target.template()))
-        };
-        message.text = format!("{method} ");
-        target.push_text(&mut message.text);
-        message.attributes.push((Cow::Borrowed("http.request.method"), method.to_owned()));
-        if !connect {
-            message.attributes.push((Cow::Borrowed("url.path"), target.path_text()));
-        }
-        if let Some(authority) = target.authority {
-            push_host(&mut message, authority);
-        }
-        self.special = match request.method {
-            b"HEAD" => Some(Special::Head),
-            b"CONNECT" => Some(Special::Connect),
-            _ => None,
-        };
-        self.hasher = ContentHasher::new();
-        self.hasher.update(request.method);
-        self.hasher.number(request.method.len() as u64);
-        self.hasher.update(request.target);
-        self.hasher.number(request.target.len() as u64);
-        self.hash_known = whole;
-        self.message = Some(message);
-        true
-    }
-
-    /// Reads the status line.
-    fn begin_response(&mut self) -> bool {
-        let Some(status) = status_line(self.lines.line().0) else { return false };
-        let status_code = status_text(status);
-        let mut message = Message::new(self.direction, MessageKind::Response, self.start, self.start);
-        // As OpenTelemetry has it for a server: what the client did wrong is no failure of the request's server.
-        message.is_error = status >= 500;
-        message
-            .attributes
-            .push((Cow::Borrowed("http.response.status_code"), status_code.clone().into_owned()));
-        message.status_code = status_code;
-        self.status = status;
-        self.hasher = ContentHasher::new();
-        self.hasher.number(u64::from(status));
-        self.hash_known = true;
-        self.message = Some(message);
-        true
-    }
-
-    fn end_request_head(&mut self, end: u64, session: &mut Session, out: &mut Vec<Parsed>) {
-        let head = &self.head;
-        // A length that is not known, or a coding that has no end in a request.
-        if head.bad_framing || (head.other_coding && self.special != Some(Special::Connect)) {
-            self.lose(self.start, session, out);
-            return;
-        }
-        if let Some(message) = &mut self.message {
-            message.explicit_id = head.ids.id();
-            if let Some(host) = &head.host
-                && message.attributes.iter().all(|(name, _)| name != "server.address")
-            {
-                push_host(message, host.as_bytes());
-            }
-        }
-        if self.special.is_none() && head.upgrade() {
-            self.special = Some(Special::Upgrade);
-        }
-        session.answers.request(self.special);
-        let body = match head.content_length {
-            _ if self.special == Some(Special::Connect) => None,
-            _ if head.chunked => Some(Body::chunked()),
-            Some(length @ 1..) => Some(Body::Length(length)),
-            _ => None,
-        };
-        self.begin_body(body, end, session, out);
-    }
-
-    fn end_response_head(&mut self, end: u64, session: &mut Session, out: &mut Vec<Parsed>) {
-        let next = session.answers.next();
-        let interim = (100..200).contains(&self.status) && self.status != 101;
-        if interim {
-            if let Some(message) = &mut self.message {
-                message.kind = MessageKind::Push;
-            }
-            self.begin_body(None, end, session, out);
-            return;
-        }
-        let asked = match next {
-            Next::Special(special) => Some(special),
-            Next::Ordinary => None,
-            Next::Unknown => session.held,
-        };
-        let success = (200..300).contains(&self.status);
-        if self.status == 101 || (asked == Some(Special::Connect) && success) {
-            session.switch = true;
-            self.begin_body(None, end, session, out);
-            return;
-        }
-        session.released |= matches!(asked, Some(Special::Connect | Special::Upgrade));
-        let head = &self.head;
-        if matches!(self.status, 204 | 304) || asked == Some(Special::Head) {
-            self.begin_body(None, end, session, out);
-            return;
-        }
-        if head.bad_framing {
-            self.lose(self.start, session, out);
-            return;
-        }
-        let body = match head.content_length {
-            _ if head.chunked => Body::chunked(),
-            _ if head.other_coding => Body::Close,
-            Some(length) => Body::Length(length),
-            None => Body::Close,
-        };
-        if next == Next::Unknown && body != Body::Length(0) {
-            self.saw_chunks |= body == Body::chunked();
-            self.state = State::Peek(body, 0);
-        } else {
-            self.begin_body(Some(body).filter(|body| *body != Body::Length(0)), end, session, out);
-        }
-    }
-
     fn begin_body(&mut self, body: Option<Body>, end: u64, session: &mut Session, out: &mut Vec<Parsed>) {
         match body {
             Some(body) => {
@@ -412,7 +320,7 @@ impl Side {
 
     fn end_message(&mut self, end: u64, session: &mut Session, out: &mut Vec<Parsed>) {
         self.state = State::Start;
-        self.lost = false;
+        (self.lost, self.said_lost) = (false, false);
         session.proved = true;
         let Some(mut message) = self.message.take() else { return };
         message.end = end;
@@ -439,10 +347,10 @@ impl Side {
     }
 
     fn say_lost(&mut self, at: u64, session: &mut Session, out: &mut Vec<Parsed>) {
-        if !self.lost {
+        if !self.said_lost {
             out.push(Parsed::Lost { direction: self.direction, at });
         }
-        self.lost = true;
+        (self.lost, self.said_lost) = (true, true);
         self.state = State::Seek;
         self.message = None;
         session.answers.lose();

@@ -1,6 +1,9 @@
 //! What is kept of a request's target: a path template of low cardinality, the path, the names in the query.
 
-use crate::protocol::text::{CUT, TEXT_BYTES_MAX, push_printable};
+use memchr::memchr;
+
+use crate::protocol::capture::{Capture, KeyCapture};
+use crate::protocol::text::{CUT, TEXT_BYTES_MAX, VALUE_BYTES_MAX, push_printable};
 
 /// Segments of a template; deeper paths end in `…`.
 const SEGMENTS_MAX: usize = 8;
@@ -23,39 +26,55 @@ pub(super) struct Target<'a> {
     pub(super) path: &'a [u8],
     /// What follows the first `?`.
     pub(super) query: Option<&'a [u8]>,
+    /// What may be kept of it: with hashed keys no path but its template, since ids are keys.
+    capture: Capture,
 }
 
 impl<'a> Target<'a> {
     /// Takes a target apart; `connect`: the method is CONNECT.
-    pub(super) fn new(target: &'a [u8], connect: bool) -> Self {
+    pub(super) fn new(target: &'a [u8], connect: bool, capture: Capture) -> Self {
         let without_user =
             |authority: &'a [u8]| authority.rsplit(|byte| *byte == b'@').next().unwrap_or_default();
         if connect {
-            return Self { authority: Some(without_user(target)), path: b"", query: None };
+            return Self { authority: Some(without_user(target)), path: b"", query: None, capture };
         }
-        let end = target.iter().position(|byte| *byte == b'#').unwrap_or(target.len());
-        let (target, query) = match target[..end].iter().position(|byte| *byte == b'?') {
+        let end = memchr(b'#', target).unwrap_or(target.len());
+        let (target, query) = match memchr(b'?', &target[..end]) {
             Some(at) => (&target[..at], Some(&target[at + 1..end])),
             None => (&target[..end], None),
         };
-        let scheme = target.windows(3).position(|window| window == b"://");
-        match scheme.filter(|_| !target.starts_with(b"/")) {
-            None => Self { authority: None, path: target, query },
+        let scheme = if target.starts_with(b"/") {
+            None
+        } else {
+            target.windows(3).position(|window| window == b"://")
+        };
+        match scheme {
+            None => Self { authority: None, path: target, query, capture },
             Some(at) => {
                 let rest = &target[at + 3..];
                 let path_at = rest.iter().position(|byte| *byte == b'/');
                 let (authority, path) = path_at.map_or((rest, &b"/"[..]), |at| rest.split_at(at));
-                Self { authority: Some(without_user(authority)), path, query }
+                Self { authority: Some(without_user(authority)), path, query, capture }
             }
         }
     }
 
+    /// Method and path with ids replaced: `GET /cart/{id}`.
+    pub(super) fn operation(&self, method: &str) -> String {
+        // An id may be shorter than what stands for it; most are not.
+        let mut operation = String::with_capacity(method.len() + 1 + self.path.len().min(TEXT_BYTES_MAX) + 3);
+        operation.push_str(method);
+        operation.push(' ');
+        self.push_template(&mut operation);
+        operation
+    }
+
     /// The path with ids replaced: `/cart/{id}`.
-    pub(super) fn template(&self) -> String {
+    fn push_template(&self, template: &mut String) {
         let Some(path) = self.path.strip_prefix(b"/") else {
-            return String::from_utf8_lossy(self.path).into_owned();
+            template.push_str(&String::from_utf8_lossy(self.path));
+            return;
         };
-        let mut template = String::with_capacity(self.path.len().min(TEXT_BYTES_MAX));
         for (idx, segment) in path.split(|byte| *byte == b'/').enumerate() {
             template.push('/');
             if idx == SEGMENTS_MAX {
@@ -69,19 +88,28 @@ impl<'a> Target<'a> {
                 _ => template.push_str("{id}"),
             }
         }
-        template
     }
 
     /// The path as it was, bounded.
     pub(super) fn path_text(&self) -> String {
-        let mut text = String::new();
-        push_path(&mut text, self.path);
+        let mut text = String::with_capacity(self.path.len().min(TEXT_BYTES_MAX));
+        self.push_path(&mut text);
         text
+    }
+
+    fn push_path(&self, text: &mut String) {
+        match self.capture.keys {
+            KeyCapture::Plain => push_path(text, self.path),
+            KeyCapture::Hash => self.push_template(text),
+        }
     }
 
     /// Path and names of the query, values replaced: `/cart/17?user=?`.
     pub(super) fn push_text(&self, text: &mut String) {
-        push_path(text, self.authority.filter(|_| self.path.is_empty()).unwrap_or(self.path));
+        match self.authority.filter(|_| self.path.is_empty()) {
+            Some(authority) => push_path(text, authority),
+            None => self.push_path(text),
+        }
         let parameters = self.query.into_iter().flat_map(|query| query.split(|byte| *byte == b'&'));
         for (idx, parameter) in parameters.enumerate() {
             text.push(if idx == 0 { '?' } else { '&' });
@@ -92,6 +120,14 @@ impl<'a> Target<'a> {
                     break;
                 }
                 push_printable(text, &parameter[..=name_len]);
+                let (name, value) = (&parameter[..name_len], &parameter[name_len + 1..]);
+                if self.capture.values && !is_secret(name) {
+                    push_printable(text, &value[..value.len().min(VALUE_BYTES_MAX)]);
+                    if value.len() > VALUE_BYTES_MAX {
+                        text.push(CUT);
+                    }
+                    continue;
+                }
             }
             if text.len() >= TEXT_BYTES_MAX {
                 text.push(CUT);
@@ -102,13 +138,23 @@ impl<'a> Target<'a> {
     }
 }
 
+/// Whether a query's parameter of this name may be a secret: it is kept in no mode.
+fn is_secret(name: &[u8]) -> bool {
+    const PARTS: [&str; 12] =
+        ["pass", "pwd", "secret", "token", "key", "auth", "sig", "session", "sid", "code", "cred", "jwt"];
+    let name = name.to_ascii_lowercase();
+    // What cannot be read may be anything.
+    str::from_utf8(&name)
+        .map_or(true, |name| name.contains('%') || PARTS.iter().any(|part| name.contains(part)))
+}
+
 /// A path; parameters of segments (`;jsessionid=F00`) become `;?`.
 fn push_path(text: &mut String, path: &[u8]) {
     for (idx, segment) in path.split(|byte| *byte == b'/').enumerate() {
         if idx > 0 {
             text.push('/');
         }
-        let plain_len = segment.iter().position(|byte| *byte == b';');
+        let plain_len = memchr(b';', segment);
         let plain = &segment[..plain_len.unwrap_or(segment.len())];
         let room = TEXT_BYTES_MAX.saturating_sub(text.len());
         push_printable(text, &plain[..plain.len().min(room)]);
@@ -122,18 +168,43 @@ fn push_path(text: &mut String, path: &[u8]) {
     }
 }
 
-/// Whether a segment is an id: a number, a UUID, a hash, too long, or nothing that a route is written with.
+/// Digits from which a segment is taken for an id wherever they are: words have fewer (`oauth2`, `sha256`).
+const ID_DIGITS: usize = 4;
+
+/// Length from which letters of both cases with a digit among them are taken for an id: `dQw4w9WgXcQ`.
+const TOKEN_BYTES: usize = 10;
+
+/// Whether a segment is an id: mostly digits, a date, a UUID, a hash, a token, too long, or nothing that a route is
+/// written with.
 fn is_id(segment: &[u8]) -> bool {
-    let count = |is: fn(&u8) -> bool| segment.iter().filter(|byte| is(byte)).count();
     let len = segment.len();
-    let digits = count(u8::is_ascii_digit);
-    let hex = count(u8::is_ascii_hexdigit);
-    let dashes = count(|byte| *byte == b'-');
+    let (mut digits, mut hex, mut dashes, mut odd) = (0, 0, 0, false);
+    let (mut has_upper, mut has_lower) = (false, false);
+    for byte in segment {
+        match byte {
+            b'0'..=b'9' => digits += 1,
+            b'a'..=b'f' | b'A'..=b'F' => hex += 1,
+            b'-' => dashes += 1,
+            b'g'..=b'z' | b'G'..=b'Z' => {}
+            other => odd |= !b"._~:!$*+{}".contains(other),
+        }
+        has_upper |= byte.is_ascii_uppercase();
+        has_lower |= byte.is_ascii_lowercase();
+    }
+    hex += digits;
     let number = len > 0 && digits == len;
+    let starts_with_number = digits >= 2 && segment[0].is_ascii_digit();
     let hash = hex == len && len >= HEX_ID_DIGITS && digits > 0;
     let uuid = len == 36 && hex == 32 && dashes == 4;
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-~:@!$*+{}".contains(byte);
-    number || hash || uuid || len > SEGMENT_BYTES_MAX || !segment.iter().all(plain)
+    let token = len >= TOKEN_BYTES && has_upper && has_lower && digits > 0;
+    number
+        || starts_with_number
+        || digits >= ID_DIGITS
+        || hash
+        || uuid
+        || token
+        || len > SEGMENT_BYTES_MAX
+        || odd
 }
 
 /// Host and port of `Host` or of an authority, if it is one.
@@ -158,10 +229,11 @@ mod tests {
 
     #[track_caller]
     fn check(target: &str, template: &str, text: &str) {
-        let parts = Target::new(target.as_bytes(), false);
-        let mut shown = String::new();
+        let parts = Target::new(target.as_bytes(), false, Capture::default());
+        let (mut shown, mut pattern) = (String::new(), String::new());
         parts.push_text(&mut shown);
-        assert_eq!((&*parts.template(), &*shown), (template, text), "{target:?}");
+        parts.push_template(&mut pattern);
+        assert_eq!((&*pattern, &*shown), (template, text), "{target:?}");
     }
 
     #[test]
@@ -196,6 +268,44 @@ mod tests {
     }
 
     #[test]
+    fn what_may_be_kept_decides_the_text() {
+        let text = |target: &str, capture| {
+            let mut text = String::new();
+            Target::new(target.as_bytes(), false, capture).push_text(&mut text);
+            text
+        };
+        let open = Capture { values: true, keys: KeyCapture::Plain };
+        assert_eq!(text("/cart/17?user=a&b=&c", open), "/cart/17?user=a&b=&?");
+        assert_eq!(
+            text("/a?Password=x&api_key=x&access_token=x&p%61ss=x&user=\u{e9}", open),
+            "/a?Password=?&api_key=?&access_token=?&p%61ss=?&user=é"
+        );
+        assert_eq!(text(&format!("/a?b={}", "x".repeat(65)), open), format!("/a?b={}…", "x".repeat(64)));
+        let closed = Capture { values: false, keys: KeyCapture::Hash };
+        assert_eq!(text("/cart/17/joe@example.com?user=a", closed), "/cart/{id}/{id}?user=?");
+    }
+
+    #[test]
+    fn words_that_people_write_stay_and_what_machines_write_does_not() {
+        let segment = |segment: &str| {
+            let mut template = String::new();
+            Target::new(format!("/{segment}").as_bytes(), false, Capture::default())
+                .push_template(&mut template);
+            template != "/{id}"
+        };
+        for word in
+            ["v1", "users2", "oauth2", "sha256", "api-docs", "index.html", "foo:cancel", "2fa", "S3", "~joe"]
+        {
+            assert!(segment(word), "{word}");
+        }
+        for id in
+            ["17", "order20391", "2024-01-02", "17.json", "10.0.0.1", "joe@x.y", "dQw4w9WgXcQ", "+4912345"]
+        {
+            assert!(!segment(id), "{id}");
+        }
+    }
+
+    #[test]
     fn authorities_are_taken_apart() {
         let check = |text: &str, expected| assert_eq!(host_and_port(text.as_bytes()), expected, "{text}");
         check("host", Some(("host", None)));
@@ -205,6 +315,9 @@ mod tests {
         check("host:99999", Some(("host", None)));
         check("a b", None);
         check("", None);
-        assert_eq!(Target::new(b"user:pw@host:443", true).authority, Some(&b"host:443"[..]));
+        assert_eq!(
+            Target::new(b"user:pw@host:443", true, Capture::default()).authority,
+            Some(&b"host:443"[..])
+        );
     }
 }

@@ -82,7 +82,11 @@ fn responses_end_where_they_should() {
     check(&format!("{get}\n<| HTTP/1.0 200 OK||abc\n<| def\n<."), "> 0..18 req GET\n< 0..25 res 200");
     check(&format!("{get}\n<| HTTP/1.0 200 OK||abc\n<~ 1000\n<."), "> 0..18 req GET\n< 0..1022 res 200");
     check(&format!("{get}\n<| HTTP/1.0 200 OK||"), "> 0..18 req GET");
-    check(&format!("{get}\n<| HTTP/1.1 200 OK|Content-Length: 5||ab\n<."), "> 0..18 req GET");
+    // Cut off: what it would have been is known.
+    check(
+        &format!("{get}\n<| HTTP/1.1 200 OK|Content-Length: 5||ab\n<."),
+        "> 0..18 req GET\n< 0..40 res 200 incomplete",
+    );
     check(
         &format!("{get}\n<| HTTP/1.1 200 OK|Transfer-Encoding: gzip||ab\n<."),
         "> 0..18 req GET\n< 0..46 res 200",
@@ -100,7 +104,6 @@ fn requests_end_where_they_should() {
         ">| POST / HTTP/1.1|Transfer-Encoding: chunked||3|abc|0||GET / HTTP/1.1||",
         "> 0..60 req POST\n> 60..78 req GET",
     );
-    check(">| POST / HTTP/1.1|Transfer-Encoding: chunked|Content-Length: 9||0||", "> 0..71 req POST");
     check(
         ">| POST / HTTP/1.1|Content-Length: 3, 3||abc|GET / HTTP/1.1||",
         "> 0..44 req POST\n> 46..64 req GET",
@@ -121,6 +124,73 @@ fn requests_end_where_they_should() {
         ">| POST / HTTP/1.1|Content-Length: 3||a\n<| HTTP/1.1 500 No|Content-Length: 0||\n>| bc",
         "< 0..38 res 500\n> 0..41 req POST",
     );
+}
+
+/// Whether the first message of an input says that its body's length can be read in two ways, and how it is marked.
+fn is_ambiguous(input: &str) -> bool {
+    let out = testing::run(&Http1, false, &testing::steps(input));
+    let Some(Parsed::Message(message)) = out.last() else { panic!("{out:?}") };
+    let says = message.attributes.iter().any(|(name, _)| name == "dprof.http.framing");
+    assert_eq!(says, message.answers_unknown || message.incomplete, "{input}");
+    says
+}
+
+#[test]
+fn bodies_that_others_may_end_elsewhere_are_marked() {
+    for head in [
+        "POST / HTTP/1.1|Transfer-Encoding: chunked|Content-Length: 9|",
+        "POST / HTTP/1.1|Content-Length: 9|Transfer-Encoding: chunked|",
+        "POST / HTTP/1.1|Transfer-Encoding : x|Transfer-Encoding: chunked|",
+        "POST / HTTP/1.1|Content-Length : 9|Transfer-Encoding: chunked|",
+        "POST / HTTP/1.1|Transfer-Encoding: chunked, chunked|",
+        "POST / HTTP/1.0|Transfer-Encoding: chunked|",
+    ] {
+        assert!(is_ambiguous(&format!(">| {head}|0||")), "{head}");
+    }
+    for head in ["Transfer-Encoding: gzip, chunked|", "Transfer-Encoding:|\tchunked|"] {
+        assert!(!is_ambiguous(&format!(">| POST / HTTP/1.1|{head}|0||")), "{head}");
+    }
+    assert!(!is_ambiguous(">| POST / HTTP/1.0|Content-Length: 1, 1||a"));
+    let response = "HTTP/1.1 200 OK|Transfer-Encoding: chunked|Content-Length: 9||0||";
+    assert!(is_ambiguous(&format!(">| GET / HTTP/1.1||\n<| {response}")));
+}
+
+#[test]
+fn an_event_stream_is_answered_by_its_head() {
+    check(
+        ">| GET / HTTP/1.1||
+         <| HTTP/1.1 200 OK|Content-Type: Text/Event-Stream; charset=utf-8|Transfer-Encoding: chunked||3|abc|
+         <| 3|def|0||
+         >| GET / HTTP/1.1||
+         <| HTTP/1.1 200 OK|Content-Type: text/event-stream||data: 1
+         <.",
+        "> 0..18 req GET
+         < 0..95 res 200
+         < 95..116 push
+         > 18..36 req GET
+         < 116..168 res 200
+         < 168..175 push",
+    );
+}
+
+#[test]
+fn a_request_id_is_kept_when_it_is_one() {
+    let id = |header: &str| {
+        let out = testing::run(&Http1, false, &testing::steps(&format!(">| GET / HTTP/1.1|{header}||")));
+        let Some(Parsed::Message(message)) = out.first() else { panic!("{out:?}") };
+        let is_id = |(name, _): &&(std::borrow::Cow<str>, String)| name == "http.request.header.x-request-id";
+        let id = message.attributes.iter().find(is_id).map(|(_, value)| value.clone());
+        // For links, a hash of it: whatever stands around it.
+        let hash = id.as_ref().map(|id| crate::protocol::hash::content_hash_of(id.as_bytes()));
+        assert_eq!(message.request_id, hash);
+        id
+    };
+    assert_eq!(id("x-request-ID:  7f-1 "), Some("7f-1".into()));
+    assert_eq!(id("X-Request-ID: a|X-Request-ID: b"), Some("a".into()));
+    assert_eq!(id(&format!("X-Request-ID: {}", "a".repeat(129))), None);
+    for none in ["X-Request-ID: ", "X-Request-ID: a b", "X-Request-Id2: a", "X-B3-TraceId: 1"] {
+        assert_eq!(id(none), None, "{none}");
+    }
 }
 
 #[test]
@@ -198,16 +268,21 @@ fn the_boundary_is_found_again_where_the_connection_turns() {
     // Whether the answer was to HEAD is not known then: its next bytes say it.
     check(
         ">~ 30\n<| HTTP/1.1 200 OK|Content-Length: 9||\n>| HEAD / HTTP/1.1||\n<| HTTP/1.1 200 OK|Content-Length: 1||",
-        "> lost 0\n> 30..49 req HEAD\n< 0..38 res 200",
+        "> lost 0\n< 0..38 res 200 incomplete\n> 30..49 req HEAD",
     );
     check(">~ 30\n<| HTTP/1.1 200 OK|Content-Length: 9||HTTP/1.0X\n<.", "> lost 0\n< 0..38 res 200");
-    check(">~ 30\n<| HTTP/1.1 200 OK|Content-Length: 9||HTTP/2.0X\n<.", "> lost 0\n< 0..47 res 200");
-    check(">~ 30\n<| HTTP/1.1 200 OK|Content-Length: 4||HTTP\n<.", "> lost 0\n< 0..42 res 200");
+    check(
+        ">~ 30\n<| HTTP/1.1 200 OK|Content-Length: 9||HTTP/2.0X\n<.",
+        "> lost 0\n< 0..47 res 200 incomplete",
+    );
+    check(">~ 30\n<| HTTP/1.1 200 OK|Content-Length: 4||HTTP\n<.", "> lost 0\n< 0..42 res 200 incomplete");
     testing::check(
         &Http1,
         true,
         ">| dy|\n<| tail\n>| GET / HTTP/1.1||",
-        "> 4..22 req [GET /] [GET /] http.request.method=GET url.path=/",
+        "> lost 0
+         < lost 0
+         > 4..22 req [GET /] [GET /] http.request.method=GET url.path=/",
     );
 }
 

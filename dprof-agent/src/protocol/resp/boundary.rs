@@ -87,6 +87,11 @@ pub(super) fn reply_boundary(bytes: &[u8]) -> Option<bool> {
         None => (!is_number_so_far(rest)).then_some(false),
     };
     match kind {
+        // Streamed: the end says how long it was.
+        b'$' | b'*' | b'%' | b'~' | b'>' if rest.first() == Some(&b'?') => {
+            let fits = rest.iter().zip(b"?\r\n").all(|(byte, expected)| byte == expected);
+            (rest.len() >= 3 || !fits).then_some(fits)
+        }
         b':' => counted(i64::MIN),
         b'$' | b'*' => counted(-1),
         b'%' | b'~' | b'>' | b'|' | b'=' | b'!' => counted(0),
@@ -163,15 +168,26 @@ mod tests {
 
     #[test]
     fn a_reply_shows_itself() {
-        for reply in
-            ["+OK", "-ERR no", ":1", ":-1", "$-1", "$5", "*-1", "*3", "_", "#t", ",1.5", ",inf", "(12", "%2"]
-        {
+        for reply in [
+            "$?", "*?", "%?", "+OK", "-ERR no", ":1", ":-1", "$-1", "$5", "*-1", "*3", "_", "#t", ",1.5",
+            ",inf", "(12", "%2",
+        ] {
             check_reply(&format!("{reply}\r\nmore"), Some(true));
             check_reply(reply, None);
         }
-        for other in
-            ["HTTP/1.1 200 OK\r\n", "+\r\n", "-err\r\n", "_1", "#x", "$-2\r\n", "%-1\r\n", "+a\nb", ""]
-        {
+        for other in [
+            "HTTP/1.1 200 OK\r\n",
+            "*?1",
+            "|?",
+            "+\r\n",
+            "-err\r\n",
+            "_1",
+            "#x",
+            "$-2\r\n",
+            "%-1\r\n",
+            "+a\nb",
+            "",
+        ] {
             check_reply(other, (!other.is_empty()).then_some(false));
         }
     }

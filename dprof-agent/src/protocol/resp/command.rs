@@ -8,6 +8,8 @@ use std::sync::LazyLock;
 
 use rustc_hash::FxHashMap;
 
+use crate::protocol::hash::ContentHasher;
+
 /// Longest command or subcommand name looked at, bytes: the longest known has 17 (`GEORADIUSBYMEMBER`), modules
 /// come up to 25.
 pub(super) const NAME_BYTES_MAX: usize = 32;
@@ -48,6 +50,14 @@ pub(super) enum Effect {
     Container,
     /// Carries a secret: not even its hash is kept.
     Secret,
+    /// `HELLO`: may carry a secret, and chooses the version.
+    Hello,
+    /// Waits until something comes, or for a time.
+    Blocking,
+    /// `MULTI`: what follows is queued.
+    Multi,
+    /// `EXEC`, `DISCARD`: not any more.
+    EndMulti,
     /// `SUBSCRIBE` and kin: one confirmation per channel.
     Subscribe,
     /// `UNSUBSCRIBE` and kin.
@@ -75,6 +85,15 @@ pub(super) struct Command {
     pub(super) keys: Keys,
     /// What it does to the connection.
     pub(super) effect: Effect,
+    /// Hash of the name.
+    pub(super) hash: u64,
+}
+
+impl Command {
+    /// Whether nothing of its arguments may leave the machine, whatever the configuration says.
+    pub(super) const fn is_secret(&self) -> bool {
+        matches!(self.effect, Effect::Secret | Effect::Hello)
+    }
 }
 
 /// Rows of the table: key positions, effect, and the names that share them; `_` is the space before a subcommand.
@@ -112,11 +131,13 @@ const ROWS: &[(Keys, Effect, &str)] = &[
     (Keys::range(1, -1, 1), Effect::Unsubscribe, "SUNSUBSCRIBE"),
     (Keys::range(1, -1, 2), Effect::None, "MSET MSETNX"),
     (Keys::range(1, -1, 3), Effect::None, "JSON.MSET TS.MADD"),
-    (Keys::range(1, -2, 1), Effect::None, "BLPOP BRPOP BZPOPMAX BZPOPMIN JSON.MGET"),
+    (Keys::range(1, -2, 1), Effect::None, "JSON.MGET"),
+    (Keys::range(1, -2, 1), Effect::Blocking, "BLPOP BRPOP BZPOPMAX BZPOPMIN"),
+    (Keys::range(1, 2, 1), Effect::Blocking, "BLMOVE BRPOPLPUSH"),
     (
         Keys::range(1, 2, 1),
         Effect::None,
-        "BLMOVE BRPOPLPUSH COPY GEOSEARCHSTORE LCS LMOVE RENAME RENAMENX RPOPLPUSH SMOVE ZRANGESTORE TS.CREATERULE \
+        "COPY GEOSEARCHSTORE LCS LMOVE RENAME RENAMENX RPOPLPUSH SMOVE ZRANGESTORE TS.CREATERULE \
          TS.DELETERULE",
     ),
     (Keys::range(2, -1, 1), Effect::None, "BITOP"),
@@ -129,11 +150,8 @@ const ROWS: &[(Keys, Effect, &str)] = &[
     ),
     (Keys::range(3, 3, 1), Effect::Secret, "MIGRATE"),
     (Keys::counted(1), Effect::None, "LMPOP SINTERCARD ZDIFF ZINTER ZINTERCARD ZMPOP ZUNION"),
-    (
-        Keys::counted(2),
-        Effect::None,
-        "BLMPOP BZMPOP EVAL EVALSHA EVALSHA_RO EVAL_RO FCALL FCALL_RO MSETEX TDIGEST.MERGE",
-    ),
+    (Keys::counted(2), Effect::None, "EVAL EVALSHA EVALSHA_RO EVAL_RO FCALL FCALL_RO MSETEX TDIGEST.MERGE"),
+    (Keys::counted(2), Effect::Blocking, "BLMPOP BZMPOP"),
     (
         Keys { first: 1, last: 1, count_at: 2, ..Keys::NONE },
         Effect::None,
@@ -153,17 +171,17 @@ const ROWS: &[(Keys, Effect, &str)] = &[
          CLUSTER_REPLICAS CLUSTER_REPLICATE CLUSTER_RESET CLUSTER_SAVECONFIG CLUSTER_SET-CONFIG-EPOCH CLUSTER_SETSLOT \
          CLUSTER_SHARDS CLUSTER_SLAVES CLUSTER_SLOT-STATS CLUSTER_SLOTS COMMAND_COUNT COMMAND_DOCS COMMAND_GETKEYS \
          COMMAND_GETKEYSANDFLAGS COMMAND_HELP COMMAND_INFO COMMAND_LIST CONFIG_GET CONFIG_HELP CONFIG_RESETSTAT \
-         CONFIG_REWRITE DBSIZE DISCARD ECHO EXEC FAILOVER FLUSHALL FLUSHDB FT.AGGREGATE FT.CREATE FT.INFO FT.SEARCH \
+         CONFIG_REWRITE DBSIZE ECHO FAILOVER FLUSHALL FLUSHDB FT.AGGREGATE FT.CREATE FT.INFO FT.SEARCH \
          FUNCTION_DELETE FUNCTION_DUMP FUNCTION_FLUSH FUNCTION_HELP FUNCTION_KILL FUNCTION_LIST FUNCTION_LOAD \
          FUNCTION_RESTORE FUNCTION_STATS INFO KEYS LASTSAVE LATENCY_DOCTOR LATENCY_GRAPH LATENCY_HELP \
          LATENCY_HISTOGRAM LATENCY_HISTORY LATENCY_LATEST LATENCY_RESET LOLWUT MEMORY_DOCTOR MEMORY_HELP \
-         MEMORY_MALLOC-STATS MEMORY_PURGE MEMORY_STATS MODULE_HELP MODULE_LIST MODULE_LOAD MODULE_LOADEX \
-         MODULE_UNLOAD MULTI OBJECT_HELP PFSELFTEST PING PUBLISH PUBSUB_CHANNELS PUBSUB_HELP PUBSUB_NUMPAT \
+         MEMORY_MALLOC-STATS MEMORY_PURGE MEMORY_STATS MODULE_HELP MODULE_LIST \
+         MODULE_UNLOAD OBJECT_HELP PFSELFTEST PING PUBLISH PUBSUB_CHANNELS PUBSUB_HELP PUBSUB_NUMPAT \
          PUBSUB_NUMSUB PUBSUB_SHARDCHANNELS PUBSUB_SHARDNUMSUB QUIT RANDOMKEY READONLY READWRITE REPLICAOF ROLE SAVE \
          SCAN SCRIPT_DEBUG SCRIPT_EXISTS SCRIPT_FLUSH SCRIPT_HELP SCRIPT_KILL SCRIPT_LOAD SCRIPT_SHOW SELECT \
          SENTINEL_GET-MASTER-ADDR-BY-NAME SENTINEL_MASTER SENTINEL_MASTERS SENTINEL_MYID SENTINEL_REPLICAS \
          SENTINEL_SENTINELS SHUTDOWN SLAVEOF SLOWLOG_GET SLOWLOG_HELP SLOWLOG_LEN SLOWLOG_RESET SWAPDB TIME \
-         TS.MGET TS.MRANGE TS.MREVRANGE TS.QUERYINDEX UNWATCH WAIT WAITAOF XGROUP_HELP XINFO_HELP",
+         TS.MGET TS.MRANGE TS.MREVRANGE TS.QUERYINDEX UNWATCH XGROUP_HELP XINFO_HELP",
     ),
     (
         Keys::NONE,
@@ -174,8 +192,12 @@ const ROWS: &[(Keys, Effect, &str)] = &[
     (
         Keys::NONE,
         Effect::Secret,
-        "ACL_DRYRUN ACL_SETUSER AUTH CONFIG_SET DEBUG HELLO SENTINEL_CONFIG SENTINEL_SET",
+        "ACL_DRYRUN ACL_SETUSER AUTH CONFIG_SET DEBUG MODULE_LOAD MODULE_LOADEX SENTINEL_CONFIG SENTINEL_SET",
     ),
+    (Keys::NONE, Effect::Hello, "HELLO"),
+    (Keys::NONE, Effect::Blocking, "WAIT WAITAOF"),
+    (Keys::NONE, Effect::Multi, "MULTI"),
+    (Keys::NONE, Effect::EndMulti, "EXEC DISCARD"),
     (Keys::NONE, Effect::Subscribe, "SUBSCRIBE PSUBSCRIBE"),
     (Keys::NONE, Effect::Unsubscribe, "UNSUBSCRIBE PUNSUBSCRIBE"),
     (Keys::NONE, Effect::Monitor, "MONITOR"),
@@ -199,7 +221,9 @@ static TABLE: LazyLock<FxHashMap<&'static [u8], Command>> = LazyLock::new(|| {
             });
             let name =
                 if subcommand { &*Box::leak(name.replacen('_', " ", 1).into_boxed_str()) } else { name };
-            table.insert(name.as_bytes(), Command { name, keys, effect });
+            let mut hasher = ContentHasher::new();
+            hasher.update(name.as_bytes());
+            table.insert(name.as_bytes(), Command { name, keys, effect, hash: hasher.finish() });
         }
     }
     table
@@ -271,6 +295,7 @@ mod tests {
         check("GeoRadiusByMember_ro", "GEORADIUSBYMEMBER_RO 1 1 1 0");
         check("mset", "MSET 1 -1 2 0");
         check("blpop", "BLPOP 1 -2 1 0");
+        check("blmpop", "BLMPOP 0 0 1 2");
         check("eval_ro", "EVAL_RO 0 0 1 2");
         check("zunionstore", "ZUNIONSTORE 1 1 1 2");
         check("object encoding", "OBJECT ENCODING 2 2 1 0");

@@ -36,15 +36,38 @@ fn argument(line: &[u8]) -> Option<(Cow<'_, [u8]>, &[u8])> {
                 let ends = rest.first().is_none_or(u8::is_ascii_whitespace);
                 return ends.then_some((Cow::Owned(argument), rest));
             }
-            (Some(_), b'\\') if idx + 1 < line.len() => {
+            // In single quotes only the quote itself can be escaped.
+            (Some(b'\''), b'\\') if line.get(idx + 1) != Some(&b'\'') => argument.push(byte),
+            (Some(open), b'\\') if idx + 1 < line.len() => {
                 idx += 1;
-                argument.push(line[idx]);
+                argument.push(if open == b'"' { escaped(line, &mut idx) } else { line[idx] });
             }
             (_, byte) => argument.push(byte),
         }
         idx += 1;
     }
     quote.is_none().then_some((Cow::Owned(argument), &line[idx..]))
+}
+
+/// The byte that an escape in double quotes stands for; `idx` is on the byte after the backslash, and is left on the
+/// escape's last one.
+fn escaped(line: &[u8], idx: &mut usize) -> u8 {
+    let digit = |at: usize| line.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+    match line[*idx] {
+        b'n' => b'\n',
+        b'r' => b'\r',
+        b't' => b'\t',
+        b'b' => 8,
+        b'a' => 7,
+        b'x' => match (digit(*idx + 1), digit(*idx + 2)) {
+            (Some(high), Some(low)) => {
+                *idx += 2;
+                (high << 4 | low) as u8
+            }
+            _ => b'x',
+        },
+        other => other,
+    }
 }
 
 #[cfg(test)]
@@ -65,6 +88,8 @@ mod tests {
         check("set \"a b\" 'c d'", &["set", "a b", "c d"]);
         check("set a\"b c\"", &["set", "ab c"]);
         check("set \"a\\\"b\"", &["set", "a\"b"]);
+        check("set \"\\x41\\n\\q\" 'a\\n\\'b'", &["set", "A\nq", "a\\n'b"]);
+        check("set \"\\x4\"", &["set", "x4"]);
         check("set \"a", &[]);
         check("set \"a\"b", &[]);
         check("set \"\" x", &["set", "", "x"]);

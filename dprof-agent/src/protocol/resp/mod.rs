@@ -6,6 +6,8 @@
 mod arguments;
 mod boundary;
 mod command;
+#[cfg_attr(not(test), allow(dead_code, reason = "the interface for protocols that wrap RESP"))]
+pub(in crate::protocol) mod embedded;
 mod inline;
 mod number;
 pub(in crate::protocol) mod redact;
@@ -16,8 +18,11 @@ mod subscriptions;
 mod tests;
 
 use super::answers::{Answers, Next};
+use super::capture::Capture;
 use super::{Detected, Direction, Head, Parsed, Parser, Protocol, Verdict};
+use arguments::{Current, ReplyMode};
 use boundary::{Boundary, reply_boundary, request_boundary};
+use command::Effect;
 use reply::Replies;
 use request::{Requests, Special};
 use subscriptions::Subscriptions;
@@ -45,6 +50,9 @@ impl Protocol for Resp {
         let judged = head.bytes.map(|bytes| judge(bytes, head.joined));
         let direction = [Direction::Out, Direction::In];
         let detected = |verdict, request_direction| Detected { verdict, request_direction };
+        if judged.contains(&Looks::Other) && !head.joined {
+            return detected(Verdict::No, None);
+        }
         let mut verdict = Verdict::No;
         for (idx, &this) in direction.iter().enumerate() {
             let other = judged[1 - idx];
@@ -69,8 +77,7 @@ impl Protocol for Resp {
                 Looks::Unclear => verdict = verdict.max(Verdict::NeedMore),
                 Looks::Nothing if other == Looks::Nothing => verdict = verdict.max(Verdict::NeedMore),
                 Looks::Nothing | Looks::Reply => {}
-                Looks::Other if head.joined => verdict = verdict.max(Verdict::NeedMore),
-                Looks::Other => return detected(Verdict::No, None),
+                Looks::Other => verdict = verdict.max(Verdict::NeedMore),
             }
         }
         detected(verdict, None)
@@ -148,10 +155,20 @@ struct Session {
     subscriptions: Subscriptions,
     /// After `MONITOR`.
     monitor: bool,
+    /// Between `MULTI` and `EXEC`, if that is known.
+    in_multi: Option<bool>,
+    /// Whether the last reply may have been one within a transaction.
+    may_be_queued: bool,
     /// After `CLIENT REPLY OFF`.
     replies_off: bool,
     /// After `CLIENT REPLY SKIP`.
     skip_next: bool,
+    /// Whether replies were ever to be left out: a server that refused to is believed to have done so.
+    silenced: bool,
+    /// Since the last request it was said that a reply's kind is a guess.
+    guess_said: bool,
+    /// Whether RESP3 is spoken, if that is known.
+    is_resp3: Option<bool>,
     /// Whether any message was whole: what is garbage then is a loss, not another protocol.
     proved: bool,
     /// Set when this is another protocol.
@@ -166,8 +183,13 @@ impl Session {
             answers: Answers::new(!joined),
             subscriptions: Subscriptions::default(),
             monitor: false,
+            in_multi: if joined { None } else { Some(false) },
+            may_be_queued: false,
             replies_off: false,
             skip_next: false,
+            silenced: false,
+            guess_said: false,
+            is_resp3: if joined { None } else { Some(false) },
             proved: false,
             mistaken: false,
             opaque_from: None,
@@ -178,8 +200,52 @@ impl Session {
         self.mistaken || self.opaque_from.is_some()
     }
 
+    /// Requests were not seen: any of them may have changed the connection.
+    fn lose_requests(&mut self) {
+        self.answers.lose();
+        self.in_multi = None;
+        self.replies_off = false;
+        self.skip_next = false;
+        self.is_resp3 = None;
+    }
+
+    /// Replies were not seen.
+    fn lose_replies(&mut self) {
+        self.answers.lose();
+        self.subscriptions.lose();
+        self.is_resp3 = None;
+    }
+
     fn awaits_replication(&self) -> bool {
         self.answers.next() == Next::Special(Special::Replicate)
+            || (!self.answers.exact() && self.answers.find(|special| special == Special::Replicate).is_some())
+    }
+
+    /// Whether a command is answered; `CLIENT REPLY` changes that for those after it.
+    fn is_answered(&mut self, effect: Effect, current: &mut Current) -> bool {
+        match (effect, current.reply_mode) {
+            // Queued: when it comes into force, and whether at all, shows nowhere.
+            (Effect::Reply, Some(_)) if self.in_multi != Some(false) => {
+                current.incomplete = true;
+                true
+            }
+            (Effect::Reply, Some(ReplyMode::Off)) => {
+                self.replies_off = true;
+                self.silenced = true;
+                false
+            }
+            (Effect::Reply, Some(ReplyMode::Skip)) => {
+                self.skip_next = !self.replies_off;
+                self.silenced = true;
+                false
+            }
+            (Effect::Reply, Some(ReplyMode::On)) | (Effect::Reset, _) => {
+                self.replies_off = false;
+                self.skip_next = false;
+                true
+            }
+            _ => !self.replies_off && !std::mem::take(&mut self.skip_next),
+        }
     }
 }
 
@@ -203,8 +269,12 @@ impl RespParser {
             self.replies.turned();
             // The other side wrote last and both are between messages: taken as idle after a loss.
             let turned = self.last != direction && self.requests.at_boundary() && self.replies.idle();
-            if turned && !self.session.answers.certain() {
-                self.session.answers.idle();
+            let answers = &mut self.session.answers;
+            if turned && (!answers.certain() || answers.overdrawn()) {
+                answers.idle();
+            }
+            if turned && self.session.in_multi.is_none() && !self.session.may_be_queued {
+                self.session.in_multi = Some(false);
             }
         }
         self.last = direction;
@@ -260,6 +330,10 @@ impl Parser for RespParser {
         } else {
             self.replies.unfinished_from()
         }
+    }
+
+    fn set_capture(&mut self, capture: Capture) {
+        self.requests.set_capture(capture);
     }
 
     fn payload_limit(&self, _direction: Direction) -> u32 {

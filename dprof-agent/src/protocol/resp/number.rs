@@ -25,6 +25,11 @@ pub(super) struct Number {
 const DIGITS_MAX: u8 = 19;
 
 impl Number {
+    /// Whether nothing came yet.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.digits == 0 && !self.negative
+    }
+
     /// The next byte of the line.
     #[inline]
     pub(super) fn push(&mut self, byte: u8) -> Step {

@@ -21,10 +21,11 @@ const PUBLISHED: [&[u8]; 9] = [
     b"smessage",
 ];
 /// Simple strings that say nothing of the data.
-const STATUS: [&[u8]; 7] = [b"OK", b"QUEUED", b"PONG", b"RESET", b"NOKEY", b"FULLRESYNC", b"CONTINUE"];
+const STATUS: [&[u8]; 8] =
+    [b"OK", b"QUEUED", b"PONG", b"RESET", b"NOKEY", b"FULLRESYNC", b"CONTINUE", b"RDBCHANNELSYNC"];
 const REPLY_MODES: [&[u8]; 3] = [b"ON", b"OFF", b"SKIP"];
 const REPLICATION: [&[u8]; 2] = [b"ACK", b"GETACK"];
-const STREAMS: [&[u8]; 1] = [b"STREAMS"];
+const STREAMS: [&[u8]; 2] = [b"STREAMS", b"BLOCK"];
 
 /// First bytes of an argument that are remembered.
 const WORD_BYTES_MAX: usize = 40;
@@ -156,6 +157,7 @@ impl Args {
         match command.effect {
             Effect::Container if arg == 1 => return Keep::Subcommand(command.name),
             Effect::Reply if arg == 2 => return Keep::Words(&REPLY_MODES),
+            Effect::Hello if arg == 1 => return Keep::Digits,
             Effect::Replconf if arg == 1 => return Keep::Words(&REPLICATION),
             _ => {}
         }

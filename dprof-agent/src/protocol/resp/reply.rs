@@ -1,20 +1,25 @@
 //! The reply direction of a Redis connection: RESP2 and RESP3 values, one byte at a time if need be.
 //!
 //! What a reader would get wrong: nesting needs no stack. A value is complete when the number of values still
-//! owed falls to zero, and an aggregate of n values owes n more.
+//! owed falls to zero, and an aggregate of n values owes n more. Only RESP3's streamed aggregates, whose end is a
+//! mark, need one: of what was owed around them.
 
-use std::borrow::Cow;
+mod meaning;
 
 use super::Session;
 use super::number::{Number, Step};
-use super::request::{BULK_BYTES_MAX, Special};
-use super::subscriptions::Confirmation;
-use crate::protocol::answers::Next;
+use super::request::BULK_BYTES_MAX;
 use crate::protocol::hash::ContentHasher;
-use crate::protocol::{Direction, Message, MessageKind, Parsed};
+use crate::protocol::{Direction, Parsed};
 
 /// Values owed at once, at most: what claims more is garbage.
 const OWED_MAX: i64 = 1 << 40;
+
+/// Stands for what is owed inside a streamed aggregate: more than can be owed otherwise.
+const OWED_STREAMED: i64 = 1 << 50;
+
+/// Streamed aggregates within each other, at most. No server sends any yet; data is not nested deeper.
+const STREAMED_DEPTH_MAX: usize = 16;
 
 /// Longest line of a simple string, an error or a number, bytes.
 const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -32,6 +37,10 @@ enum State {
     Number(Number),
     /// In a bulk string or its line end: this many bytes are left of both.
     Body(u64),
+    /// After the `?` that stands for a length, or the dot that ends what has none: in the line end.
+    Streamed { cr: bool },
+    /// Before the next chunk of a streamed string.
+    Chunk,
     /// Boundary lost.
     Seek,
 }
@@ -45,13 +54,18 @@ pub(super) struct Replies {
     state: State,
     /// Where the message under way starts.
     start: u64,
+    /// Whether no message came since the boundary was lost (or the connection joined).
     lost: bool,
+    /// Whether that was said. A boundary that is believed again can be lost again.
+    said_lost: bool,
     /// Whether requests were sent since the last reply byte: the next byte may start a reply.
     turn: bool,
     /// Last two bytes; `\r\n` also where they are not known.
     before: [u8; 2],
     /// Values owed to the message under way; 0 at a boundary.
     owed: i64,
+    /// What was owed around each streamed aggregate that is under way.
+    streamed: Vec<i64>,
     /// Type of the value under way.
     kind: u8,
     /// Type and size of the message's outermost value.
@@ -62,6 +76,10 @@ pub(super) struct Replies {
     word: Vec<u8>,
     /// The last integer.
     integer: i64,
+    /// Whether it has a type that only RESP3 has.
+    is_resp3: bool,
+    /// Bytes of the message's strings with a length.
+    value_bytes: u64,
     hasher: ContentHasher,
     hash_known: bool,
 }
@@ -76,17 +94,28 @@ impl Replies {
             state: if joined { State::Seek } else { State::Value },
             start: pos,
             lost: joined,
+            said_lost: false,
             turn: false,
             before: LINE_END,
             owed: 0,
+            streamed: Vec::new(),
             kind: 0,
             outer: (0, 0),
             n_values: 0,
             word: Vec::new(),
             integer: 0,
+            is_resp3: false,
+            value_bytes: 0,
             hasher: ContentHasher::new(),
             hash_known: true,
         }
+    }
+
+    /// A message starts at `pos`; what was under way is forgotten.
+    pub(super) fn restart(&mut self, pos: u64) {
+        (self.pos, self.start, self.state) = (pos, pos, State::Value);
+        (self.lost, self.said_lost, self.turn) = (false, false, false);
+        (self.before, self.owed) = (LINE_END, 0);
     }
 
     pub(super) fn unfinished_from(&self) -> u64 {
@@ -107,6 +136,7 @@ impl Replies {
         let base = self.pos;
         if std::mem::take(&mut self.turn) && matches!(self.state, State::Seek) && self.before == LINE_END {
             self.state = State::Value;
+            self.said_lost = false;
         }
         let mut hashed = 0;
         let mut i = 0;
@@ -124,14 +154,26 @@ impl Replies {
                         hashed = i;
                     }
                     self.kind = byte;
+                    if self.owed == OWED_STREAMED {
+                        if byte == b'.' {
+                            i += 1;
+                            self.state = State::Streamed { cr: false };
+                            continue;
+                        }
+                        self.owed += 1;
+                    }
                     match byte {
                         b'+' | b'-' | b',' | b'(' | b'#' | b'_' => {
                             i += 1;
+                            self.is_resp3 |= !matches!(byte, b'+' | b'-');
                             self.begin_value(0);
                             self.state = State::Line { len: 0, cr: false };
                         }
                         // `$EOF:` before a snapshot of unknown length.
-                        b'$' if self.n_values == 0 && session.awaits_replication() => {
+                        b'$' if self.n_values == 0
+                            && session.answers.exact()
+                            && session.awaits_replication() =>
+                        {
                             i += 1;
                             self.begin_value(0);
                             self.state = State::Line { len: 0, cr: false };
@@ -163,6 +205,30 @@ impl Replies {
                         }
                     }
                 }
+                State::Number(number) if byte == b'?' && number.is_empty() => {
+                    i += 1;
+                    self.state = State::Streamed { cr: false };
+                }
+                State::Streamed { cr: cr @ false } if byte == b'\r' => {
+                    i += 1;
+                    *cr = true;
+                }
+                State::Streamed { cr: true } if byte == b'\n' => {
+                    i += 1;
+                    if self.kind == b'.' {
+                        self.owed = self.streamed.pop().unwrap_or(1);
+                        self.end_value(base + i as u64, &bytes[hashed..i], session, out);
+                        hashed = i;
+                    } else if !self.begin_streamed() {
+                        self.lose(at, session, out);
+                    }
+                }
+                State::Chunk if byte == b';' => {
+                    i += 1;
+                    self.kind = b';';
+                    self.state = State::Number(Number::default());
+                }
+                State::Streamed { .. } | State::Chunk => self.lose(at, session, out),
                 State::Number(number) => match number.push(byte) {
                     Step::More => i += 1,
                     Step::Done(value) => {
@@ -186,7 +252,9 @@ impl Replies {
                     } else if byte == LINE_END[usize::from(*left == 1)] {
                         i += 1;
                         *left -= 1;
-                        if *left == 0 {
+                        if *left == 0 && self.kind == b';' {
+                            self.state = State::Chunk;
+                        } else if *left == 0 {
                             self.end_value(base + i as u64, &bytes[hashed..i], session, out);
                             hashed = i;
                         }
@@ -224,7 +292,9 @@ impl Replies {
                 self.word.clear();
                 self.word.push(0);
             }
-            if *left == 0 {
+            if *left == 0 && self.kind == b';' {
+                self.state = State::Chunk;
+            } else if *left == 0 {
                 self.end_value(self.pos, &[], session, out);
             }
         }
@@ -240,8 +310,12 @@ impl Replies {
         self.owed = 1;
         self.n_values = 0;
         self.outer = (0, 0);
+        self.integer = 0;
+        self.is_resp3 = false;
         self.word.clear();
-        self.hasher = ContentHasher::new();
+        self.streamed.clear();
+        self.value_bytes = 0;
+        self.hasher.reset();
         self.hash_known = true;
     }
 
@@ -255,6 +329,22 @@ impl Replies {
             self.outer = (self.kind, size);
         }
         self.n_values += 1;
+    }
+
+    /// A value whose length is told by its end begins. False if it cannot be.
+    fn begin_streamed(&mut self) -> bool {
+        self.begin_value(-1);
+        self.is_resp3 = true;
+        match self.kind {
+            b'$' => self.state = State::Chunk,
+            b'*' | b'~' | b'%' | b'>' if self.streamed.len() < STREAMED_DEPTH_MAX => {
+                self.streamed.push(self.owed);
+                self.owed = OWED_STREAMED;
+                self.state = State::Value;
+            }
+            _ => return false,
+        }
+        true
     }
 
     /// Keeps the first bytes of value number `value`.
@@ -280,16 +370,20 @@ impl Replies {
     fn number(&mut self, value: i64) -> bool {
         self.state = State::Value;
         let kind = self.kind;
-        if kind != b'|' {
+        self.is_resp3 |= !matches!(kind, b':' | b'$' | b'*');
+        if !matches!(kind, b'|' | b';') {
             self.begin_value(value);
         }
         match kind {
+            // The last chunk is empty.
+            b';' if value == 0 => {}
             b':' => self.integer = value,
             b'$' | b'*' if value == -1 => {}
-            b'$' | b'=' | b'!' => {
+            b'$' | b'=' | b'!' | b';' => {
                 if !(0..=BULK_BYTES_MAX).contains(&value) {
                     return false;
                 }
+                self.value_bytes += value as u64;
                 self.state = State::Body(value as u64 + 2);
             }
             _ => {
@@ -303,7 +397,7 @@ impl Replies {
                     return false;
                 };
                 self.owed += owed + own;
-                return self.owed <= OWED_MAX;
+                return self.owed % OWED_STREAMED <= OWED_MAX;
             }
         }
         true
@@ -319,64 +413,6 @@ impl Replies {
         }
     }
 
-    fn end_message(&mut self, end: u64, session: &mut Session, out: &mut Vec<Parsed>) {
-        self.lost = false;
-        let replicates = self.starts_replication(session);
-        let kind = self.classify(session);
-        let mut message = Message::new(self.direction, kind, self.start, end);
-        if matches!(self.outer.0, b'-' | b'!') {
-            message.is_error = true;
-            message.status_code = status_code(&self.word);
-        }
-        message.content_hash = self.hash_known.then(|| self.hasher.finish());
-        session.proved = true;
-        if kind == MessageKind::Response {
-            session.answers.response();
-        }
-        out.push(Parsed::Message(message));
-        if replicates {
-            session.opaque_from = Some(end);
-        }
-    }
-
-    fn starts_replication(&self, session: &Session) -> bool {
-        session.awaits_replication()
-            && match self.outer.0 {
-                b'+' => self.word.starts_with(b"FULLRESYNC") || self.word.starts_with(b"CONTINUE"),
-                kind => kind == b'$',
-            }
-    }
-
-    /// Whether the message answers a request or came unasked.
-    fn classify(&mut self, session: &mut Session) -> MessageKind {
-        let (outer, size) = self.outer;
-        let next = session.answers.next();
-        if matches!(outer, b'*' | b'>')
-            && let Some(confirmation) = Confirmation::read(&self.word, size)
-            && (outer == b'>' || session.subscriptions.expected(next))
-        {
-            return session.subscriptions.confirm(confirmation, self.integer, next);
-        }
-        let unasked = match outer {
-            b'>' => true,
-            b'*' => is_published(&self.word, size) && session.subscriptions.may_publish(&session.answers),
-            b'+' => session.monitor && is_monitored(&self.word),
-            _ => false,
-        };
-        if unasked {
-            return MessageKind::Push;
-        }
-        match next {
-            Next::Special(Special::Monitor) if outer == b'+' => session.monitor = true,
-            Next::Special(Special::Reset) if outer == b'+' => {
-                session.monitor = false;
-                session.subscriptions.clear();
-            }
-            _ => {}
-        }
-        MessageKind::Response
-    }
-
     /// The bytes at `at` are no reply.
     fn lose(&mut self, at: u64, session: &mut Session, out: &mut Vec<Parsed>) {
         if !session.proved && !self.lost {
@@ -388,78 +424,13 @@ impl Replies {
     }
 
     fn say_lost(&mut self, at: u64, session: &mut Session, out: &mut Vec<Parsed>) {
-        if !self.lost {
+        if !self.said_lost {
             out.push(Parsed::Lost { direction: self.direction, at });
         }
-        self.lost = true;
+        (self.lost, self.said_lost) = (true, true);
         self.owed = 0;
+        self.streamed.clear();
         self.state = State::Seek;
-        session.answers.lose();
-    }
-}
-
-/// First word of an error, if it looks like a status: `WRONGTYPE`.
-fn status_code(line: &[u8]) -> Cow<'static, str> {
-    const KNOWN: [&str; 12] = [
-        "ERR",
-        "WRONGTYPE",
-        "MOVED",
-        "ASK",
-        "NOAUTH",
-        "NOPERM",
-        "NOSCRIPT",
-        "LOADING",
-        "BUSY",
-        "READONLY",
-        "EXECABORT",
-        "OOM",
-    ];
-    let word = line.split(|byte| *byte == b' ').next().unwrap_or_default();
-    if let Some(known) = KNOWN.into_iter().find(|known| known.as_bytes() == word) {
-        return Cow::Borrowed(known);
-    }
-    let looks_like_one = (1..WORD_BYTES_MAX).contains(&word.len())
-        && word.iter().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || *byte == b'_');
-    match str::from_utf8(word) {
-        Ok(word) if looks_like_one => Cow::Owned(word.to_owned()),
-        _ => Cow::Borrowed("(invalid)"),
-    }
-}
-
-/// `message channel payload`, `pmessage pattern channel payload`, `smessage channel payload`.
-fn is_published(word: &[u8], size: i64) -> bool {
-    matches!((word, size), (b"message" | b"smessage", 3) | (b"pmessage", 4))
-}
-
-/// `1339518083.107412 [0 127.0.0.1:60866] "keys" "*"`
-fn is_monitored(line: &[u8]) -> bool {
-    let digits = |bytes: &[u8]| !bytes.is_empty() && bytes.iter().all(u8::is_ascii_digit);
-    let mut parts = line.splitn(2, |byte| *byte == b' ');
-    let (Some(time), Some(rest)) = (parts.next(), parts.next()) else { return false };
-    let mut time = time.splitn(2, |byte| *byte == b'.');
-    time.next().is_some_and(digits) && time.next().is_some_and(digits) && rest.starts_with(b"[")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_status_is_a_word_of_capitals() {
-        let check = |line: &str, expected: &str| assert_eq!(status_code(line.as_bytes()), expected, "{line}");
-        check("WRONGTYPE Operation against a key", "WRONGTYPE");
-        check("ERR", "ERR");
-        check("MASTERDOWN Link", "MASTERDOWN");
-        check("secret value", "(invalid)");
-        check("", "(invalid)");
-        check("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "(invalid)");
-    }
-
-    #[test]
-    fn monitored_commands_are_told_from_replies() {
-        assert!(is_monitored(b"1339518083.107412 [0 127.0.0.1:60866]"));
-        for other in ["OK", "RESET", "1339518083 [0", "1.5", ".1 [", "1. [", "1.5 OK"] {
-            assert!(!is_monitored(other.as_bytes()), "{other}");
-        }
+        session.lose_replies();
     }
 }

@@ -1,13 +1,17 @@
 //! The request direction of a Redis connection: arrays of bulk strings and inline commands, one byte at a time
 //! if need be. Bulk payloads are counted off, so a hole inside one costs only what it hid.
 
+use std::borrow::Cow;
+
 use super::Session;
-use super::arguments::{Current, KEY_BYTES_MAX, ReplyMode};
+use super::arguments::{Blocking, Current, KEY_BYTES_MAX};
 use super::boundary::{Boundary, request_boundary};
 use super::command::{self, Effect};
 use super::inline;
 use super::number::{Number, Step};
-use crate::protocol::{Direction, Message, MessageKind, Parsed};
+use super::subscriptions::Family;
+use crate::protocol::capture::Capture;
+use crate::protocol::{BLOCKING_ATTRIBUTE, Direction, KeyRanges, Message, MessageKind, Parsed};
 
 /// Arguments of one command at most: Redis takes `INT_MAX`.
 const ARGS_MAX: i64 = i32::MAX as i64;
@@ -21,10 +25,10 @@ const INLINE_BYTES_MAX: usize = 4096;
 /// A request whose reply is shaped otherwise than by its own bytes, or changes how later ones are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Special {
-    /// This many confirmations, one per channel.
-    Subscribe(u32),
-    /// This many; 0: one per channel that is subscribed, or one.
-    Unsubscribe(u32),
+    /// Confirmations: one per channel. `n` 0, of an UNSUBSCRIBE: one per channel that is subscribed, or one.
+    Subscription { family: Family, ends: bool, n: u32 },
+    /// Chooses version 2 or 3; 0: neither.
+    Hello(u8),
     /// Everything after its `+OK` comes unasked.
     Monitor,
     /// Ends `MONITOR` and subscriptions.
@@ -49,6 +53,23 @@ enum State {
     Body(u64),
     /// Boundary lost: what may be one is gathered in `held`.
     Seek,
+}
+
+/// What of a request its reply depends on.
+fn special(effect: Effect, current: &Current) -> Option<Special> {
+    let n_channels = current.n_args - 1;
+    match effect {
+        Effect::Subscribe | Effect::Unsubscribe => {
+            let family = Family::of(current.command?.name);
+            let ends = effect == Effect::Unsubscribe;
+            Some(Special::Subscription { family, ends, n: n_channels })
+        }
+        Effect::Monitor => Some(Special::Monitor),
+        Effect::Reset => Some(Special::Reset),
+        Effect::Sync | Effect::Psync => Some(Special::Replicate),
+        Effect::Hello => Some(Special::Hello(current.version)),
+        _ => None,
+    }
 }
 
 /// Parser of the request direction.
@@ -91,6 +112,17 @@ impl Requests {
             held: Vec::new(),
             before: LINE_END,
         }
+    }
+
+    pub(super) const fn set_capture(&mut self, capture: Capture) {
+        self.current.capture = capture;
+    }
+
+    /// A message starts at `pos`; what was under way is forgotten.
+    pub(super) fn restart(&mut self, pos: u64) {
+        (self.pos, self.start, self.state) = (pos, pos, State::Start);
+        (self.lost, self.before) = (false, LINE_END);
+        self.held.clear();
     }
 
     pub(super) fn unfinished_from(&self) -> u64 {
@@ -236,62 +268,58 @@ impl Requests {
 
     fn end_message(&mut self, end: u64, session: &mut Session, out: &mut Vec<Parsed>) {
         let current = &mut self.current;
-        let effect = current.command.map_or(Effect::None, |command| command.effect);
+        let effect = current.effect();
         if current.replication {
             session.opaque_from = Some(self.start);
             return;
         }
-        let answered = match (effect, current.reply_mode) {
-            (Effect::Reply, Some(ReplyMode::Off)) => {
-                session.replies_off = true;
-                false
-            }
-            (Effect::Reply, Some(ReplyMode::Skip)) => {
-                session.skip_next = !session.replies_off;
-                false
-            }
-            (Effect::Reply, Some(ReplyMode::On)) | (Effect::Reset, _) => {
-                session.replies_off = false;
-                session.skip_next = false;
-                true
-            }
-            _ => !session.replies_off && !std::mem::take(&mut session.skip_next),
-        };
-        let n_channels = current.n_args - 1;
-        let special = match effect {
-            Effect::Subscribe => Some(Special::Subscribe(n_channels)),
-            Effect::Unsubscribe => Some(Special::Unsubscribe(n_channels)),
-            Effect::Monitor => Some(Special::Monitor),
-            Effect::Reset => Some(Special::Reset),
-            Effect::Sync | Effect::Psync => Some(Special::Replicate),
-            _ => None,
-        };
+        let answered = session.is_answered(effect, current);
         let kind = if answered { MessageKind::Request } else { MessageKind::OneWay };
         let mut message = Message::new(self.direction, kind, self.start, end);
         message.operation = std::mem::take(&mut current.operation);
         current.statement.as_str().clone_into(&mut message.text);
+        message.keys = current.statement.keys();
+        if message.keys != KeyRanges::NONE && current.value_bytes > 0 {
+            message.value_bytes = Some(u32::try_from(current.value_bytes).unwrap_or(u32::MAX));
+        }
         message.incomplete = current.incomplete;
-        message.content_hash = current.hash_known.then(|| current.hasher.finish());
+        message.answers_unknown = current.incomplete;
+        message.content_hash = current.content_hash();
+        message.parts = current.take_parts();
+        // In a transaction nothing waits.
+        if current.blocking != Blocking::No && session.in_multi != Some(true) {
+            let is_known = current.blocking == Blocking::Yes && session.in_multi.is_some();
+            let value = if is_known { "true" } else { "unknown" };
+            message.attributes.push((Cow::Borrowed(BLOCKING_ATTRIBUTE), value.to_owned()));
+        }
         if current.incomplete {
             // What it was may have changed the connection.
-            session.answers.lose();
+            session.lose_requests();
         } else if answered {
-            session.answers.request(special);
+            session.answers.request(special(effect, current));
+        }
+        match effect {
+            Effect::Multi => session.in_multi = Some(true),
+            Effect::EndMulti | Effect::Reset => session.in_multi = Some(false),
+            _ => {}
         }
         session.proved = true;
+        session.guess_said = false;
         self.lost = false;
         out.push(Parsed::Message(message));
     }
 
-    /// Reads the line in `held`. False if it is no command that Redis knows.
+    /// Reads the line in `held`. False if it is no command: Redis answers every line with words in it, also when
+    /// it does not know the first, but a line that nothing stands for may be anything.
     fn inline_command(&mut self, end: u64, session: &mut Session, out: &mut Vec<Parsed>) -> bool {
         let held = std::mem::take(&mut self.held);
         let arguments = inline::split(&held);
-        let known = match arguments.first() {
+        let believed = match arguments.first() {
+            Some(name) if session.proved && !self.lost => command::looks_like_a_name(name),
             Some(name) => command::find(name).is_some(),
             None => return self.blank_line(&held),
         };
-        if known {
+        if believed {
             self.current.begin(arguments.len() as u32);
             for argument in &arguments {
                 self.current.hash(argument);
@@ -302,7 +330,7 @@ impl Requests {
             self.end_message(end, session, out);
         }
         self.held = held;
-        known
+        believed
     }
 
     fn blank_line(&mut self, line: &[u8]) -> bool {
@@ -332,7 +360,7 @@ impl Requests {
         self.lost = true;
         self.state = State::Seek;
         self.held.clear();
-        session.answers.lose();
+        session.lose_requests();
     }
 
     /// Looks for a boundary in `bytes`, the first of which is at `at`; how many bytes it took.

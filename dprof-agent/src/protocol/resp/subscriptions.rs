@@ -10,10 +10,21 @@ use crate::protocol::answers::{Answers, Next};
 
 /// Channels, patterns or shard channels: Redis counts the first two together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
+pub(super) enum Family {
     Channel,
     Pattern,
     Shard,
+}
+
+impl Family {
+    /// What a command subscribes to.
+    pub(super) fn of(command: &str) -> Self {
+        match command.as_bytes().first() {
+            Some(b'P') => Self::Pattern,
+            Some(b'S') if command.starts_with("SS") || command.starts_with("SUNS") => Self::Shard,
+            _ => Self::Channel,
+        }
+    }
 }
 
 /// What a confirmation confirms.
@@ -37,6 +48,11 @@ impl Confirmation {
         };
         (size == 3).then_some(Self { family, ends })
     }
+
+    /// Whether it answers such a request.
+    fn confirms(self, special: Special) -> bool {
+        matches!(special, Special::Subscription { family, ends, .. } if Self { family, ends } == self)
+    }
 }
 
 /// Subscriptions of a connection.
@@ -46,6 +62,8 @@ pub(super) struct Subscriptions {
     n: [i64; 3],
     /// Confirmations still to come of the command that was answered last.
     owed: Option<(Confirmation, i64)>,
+    /// There may be some: a transaction may have made them.
+    maybe: bool,
 }
 
 impl Subscriptions {
@@ -54,20 +72,44 @@ impl Subscriptions {
         *self = Self::default();
     }
 
+    /// Replies were lost: what is owed may have been among them.
+    pub(super) const fn lose(&mut self) {
+        self.owed = None;
+    }
+
+    /// Whether a confirmation may be the rest of one command's or the first of the next one's: after a loss, what is
+    /// owed may have been counted too high.
+    pub(super) fn is_guess(&self, seen: Confirmation, answers: &Answers<Special>) -> bool {
+        self.owed.is_some_and(|(owed, _)| owed == seen)
+            && answers.find(|special| seen.confirms(special)).is_some()
+    }
+
+    /// A SUBSCRIBE was queued in a transaction: what comes of it, if anything, is in EXEC's reply.
+    pub(super) const fn queued(&mut self) {
+        self.maybe = true;
+    }
+
     /// Whether an array may be a confirmation now. It always may in a push frame.
-    pub(super) fn expected(&self, next: Next<Special>) -> bool {
+    pub(super) fn expected(&self, seen: Confirmation, answers: &Answers<Special>) -> bool {
         self.owed.is_some()
+            || self.maybe
             || self.n != [0; 3]
-            || matches!(next, Next::Unknown | Next::Special(Special::Subscribe(_) | Special::Unsubscribe(_)))
+            || answers.next() == Next::Unknown
+            || answers.find(|special| seen.confirms(special)).is_some()
     }
 
     /// Whether an array may be a published message now.
     pub(super) fn may_publish(&self, answers: &Answers<Special>) -> bool {
-        self.n != [0; 3] || self.owed.is_some() || (!answers.certain() && !answers.waiting())
+        self.n != [0; 3] || self.maybe || self.owed.is_some() || (!answers.certain() && !answers.waiting())
     }
 
-    /// A confirmation came, saying that `left` subscriptions are left.
-    pub(super) fn confirm(&mut self, seen: Confirmation, left: i64, next: Next<Special>) -> MessageKind {
+    /// A confirmation came, saying that `left` subscriptions are left. One per command is its response.
+    pub(super) fn confirm(
+        &mut self,
+        seen: Confirmation,
+        left: i64,
+        answers: &mut Answers<Special>,
+    ) -> MessageKind {
         let family = seen.family as usize;
         let had = self.n[family];
         let before = if seen.family == Family::Shard { had } else { self.n[0] + self.n[1] };
@@ -82,19 +124,21 @@ impl Subscriptions {
             }
             return MessageKind::Push;
         }
-        let n = match next {
-            Next::Special(Special::Subscribe(n)) if !seen.ends => i64::from(n),
-            Next::Special(Special::Unsubscribe(n)) if seen.ends => {
-                if n == 0 {
-                    had.max(1)
-                } else {
-                    i64::from(n)
-                }
-            }
-            // A slot moved away, or what was asked is not known.
-            Next::Special(_) | Next::Ordinary => return MessageKind::Push,
-            Next::Unknown => return if seen.ends { MessageKind::Push } else { MessageKind::Response },
+        // In sure order only the next request is answered; else the confirmation says itself whose it is.
+        let asked = match answers.next() {
+            Next::Special(special) if answers.exact() => Some(special).filter(|asked| seen.confirms(*asked)),
+            Next::Ordinary if answers.exact() => None,
+            _ => answers.find(|special| seen.confirms(special)),
         };
+        let Some(Special::Subscription { n, .. }) = asked else {
+            // A slot moved away, or what was asked is not known.
+            let may_answer = answers.next() == Next::Unknown && !seen.ends && !self.maybe;
+            return if may_answer { MessageKind::Response } else { MessageKind::Push };
+        };
+        if !answers.exact() {
+            answers.forget(|special| seen.confirms(special));
+        }
+        let n = if n == 0 { had.max(1) } else { i64::from(n) };
         self.owed = (n > 1).then_some((seen, n - 1));
         MessageKind::Response
     }

@@ -50,7 +50,7 @@ fn statements_keep_keys_and_nothing_else() {
         ("SET a secret EX 10", "SET", "SET a ? ? ?"),
         ("DEL a b c", "DEL", "DEL a b c"),
         ("MSET a 1 b 2", "MSET", "MSET a ? b ?"),
-        ("BLPOP a b 0", "BLPOP", "BLPOP a b ?"),
+        ("LCS a b", "LCS", "LCS a b"),
         ("LMOVE a b LEFT RIGHT", "LMOVE", "LMOVE a b ? ?"),
         ("BITOP AND d a b", "BITOP", "BITOP ? d a b"),
         ("EVAL return 2 a b secret", "EVAL", "EVAL ? ? a b ?"),
@@ -97,6 +97,26 @@ fn equal_contents_have_equal_hashes() {
          >\" get a\\r\\n",
     );
     assert_eq!((of[0], of[0]), (of[1], of[6]));
+    let parts = |input: &str| -> Vec<Vec<u64>> {
+        let message = |parsed| match parsed {
+            Parsed::Message(message) => message.parts.as_slice().to_vec(),
+            other => panic!("{other:?}"),
+        };
+        testing::run(&Resp, false, &testing::steps(input)).into_iter().map(message).collect()
+    };
+    let of_parts = parts(
+        "> *4 $4 MGET $1 a $1 b $1 a *2 $3 GET $1 b *2 $4 MGET $1 a *5 $4 MSET $1 a $1 1 $1 b $1 2 *3 $3 SET $1 b $1 2
+         > *4 $3 DEL $1 b $1 c $1 a *1 $4 PING *2 $4 AUTH $1 x *4 $4 MSET $1 a $1 1 $1 b *3 $5 BLPOP $1 a $1 0",
+    );
+    let (a, b) = (of_parts[2][0], of_parts[1][0]);
+    assert_eq!(of_parts[0], [a, b, a]);
+    assert_eq!(of_parts[3][1..], of_parts[4]);
+    assert_eq!((of_parts[5].len(), of_parts[5][0], of_parts[5][2]), (3, b, a));
+    assert!(of_parts[6..9].iter().all(Vec::is_empty), "{of_parts:?}");
+    assert_eq!(of_parts[9].len(), 1);
+    assert!(parts("> *3 $4 MGET $1 a $9 abc\n>~ 6")[0].is_empty());
+    let many = |n: usize| parts(&format!("> *{} $3 DEL {}", n + 1, "$1 a ".repeat(n)))[0].len();
+    assert_eq!((many(128), many(129)), (128, 0));
     for (idx, hash) in of.iter().enumerate().take(6).skip(1) {
         assert!(hash.is_some());
         assert!(of[idx + 1..6].iter().all(|other| other != hash), "{idx}");
@@ -119,7 +139,12 @@ fn inline_commands() {
         ">\" \\r\\n\\r\\nset k \"a b\"\\r\\n*1\\r\\n$4\\r\\nPING\\r\\n",
         "> 4..17 req [SET] [SET k ?]\n> 17..31 req [PING] [PING]",
     );
-    check("> *1 $4 PING\n>\" nonsense\\r\\n", "> 0..14 req [PING] [PING]\n> lost 14");
+    // Redis answers it, with an error.
+    check(
+        "> *1 $4 PING\n>\" nonsense a\\r\\n",
+        "> 0..14 req [PING] [PING]\n> 14..26 req [NONSENSE] [NONSENSE ?]",
+    );
+    check("> *1 $4 PING\n>\" non\\x00sense\\r\\n", "> 0..14 req [PING] [PING]\n> lost 14");
     check(">\" nonsense\\r\\n", "mistaken");
     check("> *0 *-1 *1 $4 PING", "> 9..23 req [PING] [PING]");
 }
@@ -153,6 +178,10 @@ fn every_type_of_reply() {
         "|1 +ttl :3 *2 $1 a $1 b",
         "*2 |1 +k +v :1 :2",
         "|1 *1 :1 %1 +a +b $-1",
+        "$? ;4 Hell ;5 oworl ;1 d ;0",
+        "*? :1 *2 :2 :3 %? +a :1 . .",
+        "~? .",
+        "*1 *? $? ;0 .",
     ] {
         let reply = reply.replace("\\x", "");
         let steps = testing::steps(&format!("< {reply}"));
@@ -234,7 +263,7 @@ fn the_boundary_is_found_again() {
 fn a_joined_connection_waits_for_a_boundary() {
     check_joined(
         ">\" lue\\r\\n*1\\r\\n$4\\r\\nPING\\r\\n\n<\" tail\\r\\n+PONG\\r\\n\n> *1 $4 PING\n< +PONG",
-        "> 5..19 req [PING] [PING]\n> 19..33 req [PING] [PING]\n< 13..20 res",
+        "> 5..19 req [PING] [PING]\n< lost 0\n> 19..33 req [PING] [PING]\n< 13..20 res",
     );
     check_joined("> *1 $4 PING\n< +PONG", "> 0..14 req [PING] [PING]\n< 0..7 res");
     check_joined("< *3 $7 message $1 c $1 x\n< *3 $7 message $1 c $1 x", "");
@@ -359,6 +388,159 @@ fn commands_without_a_reply_are_one_way() {
 }
 
 #[test]
+fn streamed_values_have_an_end() {
+    for garbage in ["*? :1 ; .", ".", "*? *1 .", "$? :1", "$? ;x", "$? ;-1", "|?", ";4", "*? .x"] {
+        check(&format!("> *1 $4 PING\n< {garbage}"), "> 0..14 req [PING] [PING]\n< lost 0");
+    }
+    let deep = "*? ".repeat(17);
+    check(&format!("> *1 $4 PING\n< {deep}"), "> 0..14 req [PING] [PING]\n< lost 0");
+}
+
+#[test]
+fn queued_commands_and_the_transaction_are_answered_in_order() {
+    check(
+        "> *1 $5 MULTI *2 $4 INCR $1 a *3 $5 BLPOP $1 l $1 0 *1 $4 EXEC *1 $4 PING
+         < +OK +QUEUED +QUEUED *2 :1 *-1 +PONG",
+        "> 0..15 req [MULTI] [MULTI]
+         > 15..36 req [INCR] [INCR a]
+         > 36..65 req [BLPOP] [BLPOP l ?]
+         > 65..79 req [EXEC] [EXEC]
+         > 79..93 req [PING] [PING]
+         < 0..5 res
+         < 5..14 res
+         < 14..23 res
+         < 23..36 res
+         < 36..43 res",
+    );
+    check(
+        "> *1 $5 MULTI *1 $3 GET *1 $4 EXEC\n< +OK -ERR\\swrong -EXECABORT\\sno",
+        "> 0..15 req [MULTI] [MULTI]
+         > 15..28 req [GET] [GET]
+         > 28..42 req [EXEC] [EXEC]
+         < 0..5 res
+         < 5..17 res [ERR] error
+         < 17..32 res [EXECABORT] error",
+    );
+    // Subscribed by a transaction: published messages come unasked from then on.
+    check(
+        "> *1 $5 MULTI *3 $9 SUBSCRIBE $1 a $1 b *1 $4 EXEC
+         < +OK +QUEUED *1 *3 $9 subscribe $1 a :1 *3 $9 subscribe $1 b :2
+         < *3 $7 message $1 a $1 x
+         > *1 $4 PING
+         < *2 $4 pong $0 \\x20",
+        "> 0..15 req [MULTI] [MULTI]
+         > 15..48 req [SUBSCRIBE] [SUBSCRIBE ? ?]
+         > 48..62 req [EXEC] [EXEC]
+         < 0..5 res
+         < 5..14 res
+         < 14..48 res
+         < 48..78 push
+         < 78..109 push
+         > 62..76 req [PING] [PING]
+         < lost 109",
+    );
+    // What is queued silences nothing that shows: its place in the order is not known.
+    check(
+        "> *1 $5 MULTI *3 $6 CLIENT $5 REPLY $3 OFF *1 $4 EXEC",
+        "> 0..15 req [MULTI] [MULTI]
+         > 15..51 req [CLIENT REPLY] [CLIENT REPLY ?] incomplete
+         > 51..65 req [EXEC] [EXEC]",
+    );
+}
+
+#[test]
+fn commands_that_wait_by_their_own_wish_say_so() {
+    let blocking = |request: &str, text: &str| {
+        let operation = text.split(' ').next().expect("a name");
+        let steps = testing::steps(&format!("> {request}"));
+        let Step::Bytes(_, bytes) = &steps[0] else { panic!("{steps:?}") };
+        check(
+            &format!("> {request}"),
+            &format!("> 0..{} req [{operation}] [{text}] dprof.blocking=true", bytes.len()),
+        );
+    };
+    blocking("*4 $5 BLPOP $1 a $1 b $1 5", "BLPOP a b ?");
+    blocking("*3 $4 WAIT $1 1 $1 0", "WAIT ? ?");
+    blocking("*6 $6 BLMOVE $1 a $1 b $4 LEFT $4 LEFT $1 0", "BLMOVE a b ? ? ?");
+    blocking("*5 $6 BLMPOP $1 0 $1 1 $1 a $4 LEFT", "BLMPOP ? ? a ?");
+    blocking("*6 $5 XREAD $5 block $1 0 $7 STREAMS $1 s $1 $", "XREAD ? ? ? s ?");
+    check_statement("XREAD COUNT 1 STREAMS BLOCK 0", "XREAD", "XREAD ? ? ? BLOCK ?");
+    check_statement("XREADGROUP GROUP BLOCK c STREAMS a >", "XREADGROUP", "XREADGROUP ? ? ? ? a ?");
+    check(
+        "> *6 $5 XREAD $5\n>~ 5\n>\" \\r\\n\n> $1 0 $7 STREAMS $1 s $1 $",
+        "> 0..60 req [XREAD] [XREAD ? ? ? s ?] dprof.blocking=unknown",
+    );
+}
+
+#[test]
+fn a_hidden_argument_that_decides_the_answer_marks_the_request() {
+    check(
+        "> *3 $6 CLIENT $5 REPLY $3\n>~ 3\n>\" \\r\\n\n> *1 $4 PING",
+        "> 0..36 req [CLIENT REPLY] [CLIENT REPLY ?] incomplete\n> 36..50 req [PING] [PING]",
+    );
+    // Refused for its arity: answered.
+    check(
+        "> *4 $6 CLIENT $5 REPLY $3 OFF $1 x *1 $4 PING",
+        "> 0..43 req [CLIENT REPLY] [CLIENT REPLY ? ?]\n> 43..57 req [PING] [PING]",
+    );
+    // Refused for want of a password: the order is in doubt, and said to be.
+    check(
+        "> *3 $6 CLIENT $5 REPLY $3 OFF *1 $4 PING\n< -NOAUTH\\sno -NOAUTH\\sno\n> *1 $4 PING",
+        "> 0..36 one [CLIENT REPLY] [CLIENT REPLY ?]
+         > 36..50 one [PING] [PING]
+         < lost 0
+         < 0..12 res [NOAUTH] error
+         < lost 12
+         < 12..24 res [NOAUTH] error
+         > 50..64 req [PING] [PING]",
+    );
+}
+
+#[test]
+fn resp3_lists_are_never_published_messages() {
+    check(
+        "> *2 $5 HELLO $1 3 *2 $9 SUBSCRIBE $1 c
+         < %1 $5 proto :3 >3 $9 subscribe $1 c :1
+         > *4 $6 LRANGE $1 l $1 0 $2 -1 *4 $6 LRANGE $1 l $1 0 $2 -1
+         < *3 $7 message $1 c $1 x >3 $7 message $1 c $1 x *3 $9 subscribe $1 c :1
+         > *1 $5 RESET *2 $9 SUBSCRIBE $1 c
+         < +RESET *3 $9 subscribe $1 c :1 *3 $7 message $1 c $1 x",
+        "> 0..22 req [HELLO] [HELLO ?]
+         > 22..48 req [SUBSCRIBE] [SUBSCRIBE ?]
+         < 0..19 res
+         < 19..49 res
+         > 48..86 req [LRANGE] [LRANGE l ? ?]
+         > 86..124 req [LRANGE] [LRANGE l ? ?]
+         < 49..80 res
+         < 80..111 push
+         < 111..141 res
+         > 124..139 req [RESET] [RESET]
+         > 139..165 req [SUBSCRIBE] [SUBSCRIBE ?]
+         < 141..149 res
+         < 149..179 res
+         < 179..210 push",
+    );
+}
+
+#[test]
+fn confirmations_find_their_own_kind() {
+    // A slot moved away while a pattern is given up.
+    check(
+        "> *2 $10 SSUBSCRIBE $1 s *2 $10 PSUBSCRIBE $1 p
+         < *3 $10 ssubscribe $1 s :1 *3 $10 psubscribe $1 p :1
+         > *1 $12 PUNSUBSCRIBE
+         < *3 $12 sunsubscribe $1 s :0 *3 $12 punsubscribe $1 p :0",
+        "> 0..28 req [SSUBSCRIBE] [SSUBSCRIBE s]
+         > 28..56 req [PSUBSCRIBE] [PSUBSCRIBE ?]
+         < 0..32 res
+         < 32..64 res
+         > 56..79 req [PUNSUBSCRIBE] [PUNSUBSCRIBE]
+         < 64..98 push
+         < 98..132 res",
+    );
+}
+
+#[test]
 fn a_replication_stream_ends_the_messages() {
     check(
         "> *1 $4 PING *3 $5 PSYNC $1 ? $2 -1\n<\" +PONG\\r\\n\\n\\n+FULLRESYNC x 0\\r\\n$5\\r\\nREDIS*1\\r\\n$4\\r\\nPING\\r\\n\n> *3 $8 REPLCONF $3 ACK $1 0",
@@ -375,6 +557,11 @@ fn a_replication_stream_ends_the_messages() {
         "> 0..14 req [SYNC] [SYNC]\n< 0..11 res\nopaque 14 11",
     );
     check_joined("> *3 $8 REPLCONF $3 ACK $1 0", "opaque 0 0");
+    // Joined: what the master sends looks like requests until the replica acknowledges.
+    check_joined(
+        "> *3 $3 SET $1 a $1 b\n< *3 $8 REPLCONF $3 ACK $1 0",
+        "> 0..27 req [SET] [SET a ?]\nopaque 27 0",
+    );
     check("> *2 $8 REPLCONF $13 capa\\sconfused", "> 0..38 req [REPLCONF] [REPLCONF ?]");
 }
 

@@ -1,0 +1,61 @@
+//! `[capture]`: when data is captured, and what of it is kept.
+
+use serde::Deserialize;
+
+use super::optional;
+use crate::args::check_duration_in;
+use crate::protocol::capture::Capture as Kept;
+use crate::source::window::{WINDOW_NS, parse_ratio};
+use dprof_common::units::parse_duration;
+
+/// Keys of the section.
+pub(super) const KEYS: &[&str] = &["duty_cycle", "window", "alone", "values", "keys"];
+
+/// What the section says; overridden by the options of the same meaning.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Capture {
+    /// `capture.duty_cycle`
+    pub ratio: Option<f64>,
+    /// `capture.window`
+    pub window_ns: Option<u64>,
+    /// `capture.alone`
+    pub alone: bool,
+    /// `capture.values` and `capture.keys`
+    pub kept: Kept,
+}
+
+/// The section as TOML has it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct FileCapture {
+    duty_cycle: Option<FilePart>,
+    window: Option<String>,
+    alone: bool,
+    values: bool,
+    keys: Option<String>,
+}
+
+/// A part of the whole: a number, or text such as `1/16`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum FilePart {
+    Number(f64),
+    Text(String),
+}
+
+pub(super) fn check_capture(file: &FileCapture) -> Result<Capture, String> {
+    let ratio = match &file.duty_cycle {
+        Some(FilePart::Number(ratio)) => Some(ratio.to_string()),
+        Some(FilePart::Text(text)) => Some(text.clone()),
+        None => None,
+    };
+    let keys = optional("capture.keys", file.keys.as_deref(), str::parse)?.unwrap_or_default();
+    Ok(Capture {
+        ratio: optional("capture.duty_cycle", ratio.as_deref(), parse_ratio)?,
+        window_ns: optional("capture.window", file.window.as_deref(), parse_duration)?
+            .map(|ns| check_duration_in("capture.window", ns, WINDOW_NS))
+            .transpose()?,
+        alone: file.alone,
+        kept: Kept { values: file.values, keys },
+    })
+}

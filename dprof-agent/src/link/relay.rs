@@ -1,0 +1,367 @@
+//! Stream relay: what a process reads from one connection it sends on another, byte for byte, so that the two
+//! streams' positions differ by a constant (HAProxy and Envoy at TCP level). Once that is proven, a message's place
+//! in the one stream names its place in the other: equal commands and messages of which no byte was captured
+//! included. A PROXY protocol header before the first byte is part of the constant.
+//!
+//! *The proof.* A chunk that is sent starts like one that was read lately: a candidate (source, distance). Every
+//! further chunk must lie within what was read by then, and where both were captured, be equal. Clients that all
+//! send the same make several candidates; the false ones fail as soon as their source is late. One candidate left,
+//! with [`PROOF_CHUNKS`] chunks and [`PROOF_BYTES`] bytes equal, is proof. *What stays uncertain*: a command proxy
+//! with a single client looks the same and is linked the same, rightly; the first byte of a second client ends it,
+//! because checking never stops.
+//!
+//! What a reader would get wrong: chunks come before the messages in them, so a pair is refuted before a call on it
+//! is asked about.
+
+use std::collections::VecDeque;
+
+use dprof_common::model::EvidenceKind;
+use rustc_hash::FxHashMap;
+
+use super::table::{Ref, Table};
+use super::{Certainty, Evidence, Observation, Proposal};
+use crate::protocol::Direction;
+use crate::stream::Chunk;
+
+/// Chunks that must be equal.
+const PROOF_CHUNKS: u32 = 3;
+/// Bytes that must be equal, over all chunks.
+const PROOF_BYTES: u64 = 64;
+/// A chunk must be this long to suggest a candidate: shorter ones are equal by chance.
+const HEAD_BYTES: usize = 8;
+/// Bytes compared per chunk: a command's name and key.
+const COMPARE_BYTES: usize = 64;
+/// Chunks read lately per process that may be the source of what is sent now.
+const RECENT_MAX: usize = 128;
+/// Candidates of one connection: as many clients may have sent the same.
+const CANDIDATES_MAX: usize = 128;
+/// Heads kept per source, for comparison with what is sent later.
+const HEADS_MAX: usize = 64;
+/// Requests kept per source: a pipeline's worth.
+const REQUESTS_MAX: usize = 4096;
+/// Chunks without a candidate before a connection is taken for no relay's.
+const TRIES_MAX: u8 = 16;
+/// Connections watched; of more, new ones are not looked at.
+const SOCKETS_MAX: usize = 64 * 1024;
+/// Connections that are no relay's before their process counts as none.
+const REFUSED_MIN: u32 = 8;
+/// Longest PROXY protocol header looked for: version 1 has at most 107 bytes, version 2 with addresses 52.
+const PROXY_HEADER_MAX: usize = 108;
+
+/// The first bytes of a chunk.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    start: u64,
+    bytes: [u8; COMPARE_BYTES],
+    len: u8,
+}
+
+impl Head {
+    fn of(start: u64, bytes: &[u8]) -> Self {
+        let len = bytes.len().min(COMPARE_BYTES);
+        let mut head = Self { start, bytes: [0; COMPARE_BYTES], len: len as u8 };
+        head.bytes[..len].copy_from_slice(&bytes[..len]);
+        head
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+
+    /// Whether `bytes` at `start` agree where both are known; `None` if they do not meet.
+    fn agrees(&self, start: u64, bytes: &[u8]) -> Option<bool> {
+        let (from, to) =
+            (start.max(self.start), (start + bytes.len() as u64).min(self.start + u64::from(self.len)));
+        if from >= to {
+            return None;
+        }
+        let ours = &self.bytes()[(from - self.start) as usize..(to - self.start) as usize];
+        let theirs = &bytes[(from - start) as usize..(to - start) as usize];
+        Some(ours == theirs)
+    }
+}
+
+/// A connection that may be read from to be sent on.
+#[derive(Debug, Default)]
+struct Source {
+    /// Position after the last byte read.
+    read_to: u64,
+    heads: VecDeque<Head>,
+    requests: VecDeque<(u64, Ref)>,
+    /// Connections that have it among their candidates.
+    n_users: u32,
+}
+
+impl Source {
+    fn keep(&mut self, head: Head) {
+        if self.heads.len() >= HEADS_MAX {
+            self.heads.pop_front();
+        }
+        self.heads.push_back(head);
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    source: u64,
+    /// Position in what is sent less position in what was read.
+    distance: u64,
+    n_chunks: u32,
+    n_bytes: u64,
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// Its source is looked for, or not proven yet.
+    #[default]
+    Looking,
+    Proven,
+    /// It is no relay's.
+    Refused,
+}
+
+/// A connection that may carry on what another brought.
+#[derive(Debug, Default)]
+struct Target {
+    tgid: u32,
+    candidates: Vec<Candidate>,
+    tries: u8,
+    state: State,
+}
+
+/// What is known of a process.
+#[derive(Debug, Default)]
+struct Recent {
+    /// Heads of chunks read lately.
+    heads: VecDeque<(u64, Head)>,
+    /// Connections by [`State`].
+    n_targets: [u32; 3],
+}
+
+impl Recent {
+    /// Whether what is read may be a source: not in a process that has shown to be no relay.
+    const fn is_useful(&self) -> bool {
+        self.n_targets[State::Looking as usize] > 0
+            || self.n_targets[State::Proven as usize] > 0
+            || self.n_targets[State::Refused as usize] < REFUSED_MIN
+    }
+
+    const fn change(&mut self, from: Option<State>, to: Option<State>) {
+        if let Some(from) = from {
+            self.n_targets[from as usize] = self.n_targets[from as usize].saturating_sub(1);
+        }
+        if let Some(to) = to {
+            self.n_targets[to as usize] += 1;
+        }
+    }
+}
+
+impl Target {
+    fn proven(&self) -> Option<&Candidate> {
+        match &self.candidates[..] {
+            [one] if one.n_chunks >= PROOF_CHUNKS && one.n_bytes >= PROOF_BYTES => Some(one),
+            _ => None,
+        }
+    }
+}
+
+/// Evidence by position.
+#[derive(Debug, Default)]
+pub(crate) struct StreamRelay {
+    sources: FxHashMap<u64, Source>,
+    targets: FxHashMap<u64, Target>,
+    recent: FxHashMap<u32, Recent>,
+}
+
+impl StreamRelay {
+    fn read(&mut self, sock: u64, chunk: &Chunk<'_>) {
+        if self.recent.len() >= SOCKETS_MAX && !self.recent.contains_key(&chunk.call.tgid) {
+            return;
+        }
+        let recent = self.recent.entry(chunk.call.tgid).or_default();
+        if !recent.is_useful() {
+            return;
+        }
+        let head = Head::of(chunk.start, chunk.payload);
+        if recent.heads.len() >= RECENT_MAX {
+            recent.heads.pop_front();
+        }
+        recent.heads.push_back((sock, head));
+        if let Some(source) = self.sources.get_mut(&sock) {
+            source.read_to = chunk.start + chunk.size;
+            source.keep(head);
+        }
+    }
+
+    fn sent(&mut self, sock: u64, chunk: &Chunk<'_>) {
+        let tgid = chunk.call.tgid;
+        if self.targets.len() >= SOCKETS_MAX && !self.targets.contains_key(&sock) {
+            return;
+        }
+        let target = self.targets.entry(sock).or_default();
+        if target.state == State::Refused {
+            return;
+        }
+        let recent = self.recent.entry(tgid).or_default();
+        if target.tgid == 0 {
+            target.tgid = tgid;
+            recent.change(None, Some(State::Looking));
+        }
+        let (sources, mut gone) = (&mut self.sources, Vec::new());
+        target.candidates.retain_mut(|candidate| {
+            let stays = sources.get(&candidate.source).is_some_and(|source| fits(candidate, source, chunk));
+            if !stays {
+                gone.push(candidate.source);
+            }
+            stays
+        });
+        for source in gone {
+            leave(sources, source);
+        }
+        if target.candidates.is_empty() {
+            target.tries += 1;
+            if target.tries <= TRIES_MAX {
+                suggest(target, recent, sources, sock, chunk);
+            }
+        }
+        let state = match target.proven() {
+            Some(_) => State::Proven,
+            None if target.tries > TRIES_MAX => State::Refused,
+            None => State::Looking,
+        };
+        if state != target.state {
+            recent.change(Some(target.state), Some(state));
+            target.state = state;
+        }
+    }
+}
+
+/// Finds chunks read lately that start as this one does.
+fn suggest(
+    target: &mut Target,
+    recent: &Recent,
+    sources: &mut FxHashMap<u64, Source>,
+    sock: u64,
+    chunk: &Chunk<'_>,
+) {
+    let header = proxy_header(chunk.payload);
+    let sent = &chunk.payload[header..];
+    let head = &sent[..sent.len().min(COMPARE_BYTES)];
+    if head.len() < HEAD_BYTES {
+        return;
+    }
+    for (from, read) in recent.heads.iter().rev().filter(|(from, _)| *from != sock) {
+        let len = head.len().min(read.bytes().len());
+        let known = target.candidates.iter().any(|candidate| candidate.source == *from);
+        if len < HEAD_BYTES || head[..len] != read.bytes()[..len] || known {
+            continue;
+        }
+        if target.candidates.len() >= CANDIDATES_MAX {
+            break;
+        }
+        let distance = (chunk.start + header as u64).wrapping_sub(read.start);
+        target.candidates.push(Candidate { source: *from, distance, n_chunks: 1, n_bytes: len as u64 });
+        let source = sources.entry(*from).or_default();
+        source.n_users += 1;
+        source.read_to = source.read_to.max(read.start + u64::from(read.len));
+        source.keep(*read);
+    }
+}
+
+/// Whether a chunk may be what `source` brought; counts what is equal.
+fn fits(candidate: &mut Candidate, source: &Source, chunk: &Chunk<'_>) -> bool {
+    let start = chunk.start.wrapping_sub(candidate.distance);
+    if start.wrapping_add(chunk.size) > source.read_to {
+        return false;
+    }
+    let bytes = &chunk.payload[..chunk.payload.len().min(COMPARE_BYTES)];
+    let mut equal = false;
+    for head in source.heads.iter().rev() {
+        match head.agrees(start, bytes) {
+            Some(false) => return false,
+            Some(true) => equal = true,
+            None if equal => break,
+            None => {}
+        }
+    }
+    candidate.n_chunks += u32::from(equal);
+    candidate.n_bytes += if equal { bytes.len() as u64 } else { 0 };
+    true
+}
+
+fn leave(sources: &mut FxHashMap<u64, Source>, sock: u64) {
+    if let Some(source) = sources.get_mut(&sock) {
+        source.n_users -= 1;
+        if source.n_users == 0 {
+            sources.remove(&sock);
+        }
+    }
+}
+
+/// Length of the PROXY protocol header (HAProxy's specification, versions 1 and 2) that `bytes` start with, or 0.
+fn proxy_header(bytes: &[u8]) -> usize {
+    if bytes.starts_with(b"PROXY ") {
+        let line = bytes.iter().take(PROXY_HEADER_MAX).position(|byte| *byte == b'\n');
+        return line.map_or(0, |at| at + 1);
+    }
+    match bytes {
+        [b'\r', b'\n', b'\r', b'\n', 0, b'\r', b'\n', b'Q', b'U', b'I', b'T', b'\n', _, _, high, low, ..] => {
+            let len = 16 + usize::from(u16::from_be_bytes([*high, *low]));
+            if len <= bytes.len() { len } else { 0 }
+        }
+        _ => 0,
+    }
+}
+
+impl Evidence for StreamRelay {
+    fn kind(&self) -> EvidenceKind {
+        EvidenceKind::StreamRelay
+    }
+
+    fn request_read(&mut self, table: &mut Table, request: Ref, seen: &Observation<'_>) {
+        let Some(source) = self.sources.get_mut(&seen.sock) else { return };
+        source.requests.push_back((seen.start, request));
+        while source.requests.len() > REQUESTS_MAX
+            || source.requests.front().is_some_and(|(_, at)| table.request(*at).is_none())
+        {
+            source.requests.pop_front();
+        }
+    }
+
+    fn call_made(&mut self, table: &mut Table, _call: Ref, seen: &Observation<'_>) -> Option<Proposal> {
+        let pair = self.targets.get(&seen.sock)?.proven()?;
+        let source = self.sources.get(&pair.source)?;
+        let start = seen.start.wrapping_sub(pair.distance);
+        let idx = source.requests.binary_search_by_key(&start, |(start, _)| *start).ok()?;
+        let (_, parent) = source.requests[idx];
+        table.request(parent)?;
+        Some(Proposal::one(parent, Certainty::Certain))
+    }
+
+    fn bytes(&mut self, sock: u64, chunk: &Chunk<'_>) {
+        match chunk.call.direction {
+            Direction::In => self.read(sock, chunk),
+            Direction::Out => self.sent(sock, chunk),
+        }
+    }
+
+    fn closed(&mut self, sock: u64) {
+        if let Some(target) = self.targets.remove(&sock) {
+            if let Some(recent) = self.recent.get_mut(&target.tgid) {
+                recent.change(Some(target.state), None);
+            }
+            for candidate in target.candidates {
+                leave(&mut self.sources, candidate.source);
+            }
+        }
+        self.sources.remove(&sock);
+    }
+
+    fn disturbed(&mut self, tgid: u32) {
+        // What was read may not have been seen; where it was, positions go on.
+        if tgid == 0 {
+            self.recent.clear();
+        }
+    }
+}

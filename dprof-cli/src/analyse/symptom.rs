@@ -1,0 +1,367 @@
+//! Counts per minute into what changed for whom: operations whose latency or failures rose, since when, from what
+//! to what.
+//!
+//! What a reader would get wrong: a change must be both unlikely by chance and large enough to matter. Quantiles of
+//! a minute with few requests are noise, so each quantile is looked at only where minutes hold enough of them.
+
+use std::collections::BTreeMap;
+
+use dprof_common::model::{Rollup, RollupKey, Side};
+use serde::Serialize;
+
+use super::change::{Change, change_points};
+
+/// Chance of any false alarm in one answer; divided by the series looked at.
+const FALSE_ALARM_MAX: f64 = 0.01;
+/// A quantile has to rise by this factor.
+const RISE_MIN: f64 = 1.3;
+/// Failures have to rise by this share of the requests…
+const ERROR_RISE_MIN: f64 = 0.01;
+/// … and by this factor.
+const ERROR_FACTOR_MIN: f64 = 2.0;
+/// Longer windows are looked at in as many steps of several minutes: the search is quadratic.
+const STEPS_MAX: usize = 240;
+/// Series looked at, those with most time first: what takes less is no reason for a page.
+const SERIES_MAX: usize = 300;
+/// Changes this close are one event: agents' minutes and calls' minutes differ.
+const SAME_EVENT_S: u64 = 120;
+
+/// What rose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Median.
+    P50,
+    /// 90th percentile.
+    P90,
+    /// 99th percentile.
+    P99,
+    /// Share that failed.
+    Errors,
+}
+
+impl Metric {
+    const ALL: [Self; 4] = [Self::P50, Self::P90, Self::P99, Self::Errors];
+
+    /// Name as printed.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::P50 => "p50",
+            Self::P90 => "p90",
+            Self::P99 => "p99",
+            Self::Errors => "errors",
+        }
+    }
+
+    /// The quantile; `None` for failures.
+    pub const fn quantile(self) -> Option<f64> {
+        match self {
+            Self::P50 => Some(0.5),
+            Self::P90 => Some(0.9),
+            Self::P99 => Some(0.99),
+            Self::Errors => None,
+        }
+    }
+
+    /// Requests that a step must hold for the metric to mean something.
+    const fn count_min(self) -> u64 {
+        match self {
+            Self::P50 => 5,
+            Self::P90 | Self::Errors => 20,
+            Self::P99 => 100,
+        }
+    }
+
+    /// The series' value: differences of logarithms are factors; the arcsine evens out the spread of shares
+    /// (Anscombe: "The transformation of Poisson, binomial and negative-binomial data", Biometrika 1948).
+    fn value(self, rollup: &Rollup) -> f64 {
+        match self.quantile() {
+            Some(q) => (rollup.sketch.quantile(q).unwrap_or(1).max(1) as f64).ln(),
+            None => (rollup.errors as f64 / rollup.count.max(1) as f64).sqrt().asin(),
+        }
+    }
+}
+
+/// Figures of one operation over a stretch of time. Field names are the JSON schema.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Stretch {
+    /// Start, seconds since the epoch.
+    pub since_unix_s: u64,
+    /// End.
+    pub until_unix_s: u64,
+    /// Requests.
+    pub count: u64,
+    /// Per second.
+    pub rate: f64,
+    /// Share that failed.
+    pub error_share: f64,
+    /// Mean.
+    pub avg_ns: u64,
+    /// The metric's quantile (of failures: the median), within 1 %.
+    pub quantile_ns: u64,
+}
+
+/// An operation that got worse. Field names are the JSON schema.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Symptom {
+    /// Service.
+    pub service: String,
+    /// Operation.
+    pub operation: String,
+    /// Whose figures: requests answered or calls made.
+    pub kind: Side,
+    /// What rose.
+    pub metric: Metric,
+    /// By which factor (a quantile), or by which share of the requests (failures).
+    pub rise: f64,
+    /// Chance of it without a change.
+    pub chance: f64,
+    /// Before the change.
+    pub before: Stretch,
+    /// Since the change, until the next one or the end.
+    pub after: Stretch,
+    /// Whether it still lasts at the end of the window.
+    pub lasts: bool,
+    /// Time that requests take more, per second of wall clock, nanoseconds; for failures the mean counts, too.
+    pub added_ns_per_s: f64,
+}
+
+/// What was looked at and what was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Symptoms {
+    /// Worse operations of the event that adds most, the worst first.
+    pub event: Vec<Symptom>,
+    /// Worse operations of other events.
+    pub others: Vec<Symptom>,
+    /// Series looked at.
+    pub series: usize,
+    /// Minutes, or steps of several minutes, per series.
+    pub steps: usize,
+}
+
+/// Steps of one operation: start and what was counted.
+struct Series {
+    key: RollupKey,
+    steps: Vec<(u64, Rollup)>,
+    sum_ns: u64,
+}
+
+fn series(rollups: &[Rollup]) -> (Vec<Series>, u64) {
+    let minutes = || rollups.iter().filter(|rollup| rollup.count > 0).map(|r| r.key.minute_unix_s);
+    let (Some(first), Some(last)) = (minutes().min(), minutes().max()) else { return (Vec::new(), 60) };
+    let step_s = 60 * ((last - first) / 60 + 1).div_ceil(STEPS_MAX as u64);
+    let mut by_key: BTreeMap<RollupKey, BTreeMap<u64, Rollup>> = BTreeMap::new();
+    for rollup in rollups.iter().filter(|rollup| rollup.count > 0) {
+        let step = (rollup.key.minute_unix_s - first) / step_s;
+        let key = RollupKey { minute_unix_s: 0, ..rollup.key.clone() };
+        let steps = by_key.entry(key.clone()).or_default();
+        steps.entry(step).or_insert_with(|| Rollup::new(key)).merge(rollup);
+    }
+    let mut all: Vec<Series> = by_key
+        .into_iter()
+        .map(|(key, steps)| Series {
+            key,
+            sum_ns: steps.values().map(|rollup| rollup.sum_ns).fold(0, u64::saturating_add),
+            steps: steps.into_iter().map(|(step, rollup)| (first + step * step_s, rollup)).collect(),
+        })
+        .collect();
+    all.sort_by_key(|series| std::cmp::Reverse(series.sum_ns));
+    all.truncate(SERIES_MAX);
+    (all, step_s)
+}
+
+/// What got worse in `rollups` (several runs' minutes, not added up). With `service`, only there.
+pub fn symptoms(rollups: &[Rollup], service: Option<&str>) -> Symptoms {
+    let (mut all, step_s) = series(rollups);
+    all.retain(|series| service.is_none_or(|name| name == series.key.service));
+    let chance_max = FALSE_ALARM_MAX / (all.len() * Metric::ALL.len()).max(1) as f64;
+    let mut found: Vec<Symptom> = Vec::new();
+    for series in &all {
+        let mut of_series: Vec<Symptom> = Metric::ALL
+            .into_iter()
+            .flat_map(|metric| of_metric(series, metric, step_s, chance_max))
+            .collect();
+        // One latency metric speaks for the operation: the lowest quantile that rose, since what moves the median is
+        // the wider change.
+        of_series
+            .sort_by(|a, b| (a.metric, b.added_ns_per_s as i64).cmp(&(b.metric, a.added_ns_per_s as i64)));
+        let first = of_series.iter().find(|symptom| symptom.metric != Metric::Errors).cloned();
+        let errors = of_series.iter().find(|symptom| symptom.metric == Metric::Errors).cloned();
+        found.extend(first.into_iter().chain(errors));
+    }
+    let steps = all.iter().map(|series| series.steps.len()).max().unwrap_or(0);
+    let (event, others) = largest_event(found);
+    Symptoms { event, others, series: all.len(), steps }
+}
+
+fn of_metric(series: &Series, metric: Metric, step_s: u64, chance_max: f64) -> Vec<Symptom> {
+    let steps: Vec<&(u64, Rollup)> =
+        series.steps.iter().filter(|(_, rollup)| rollup.count >= metric.count_min()).collect();
+    let values: Vec<f64> = steps.iter().map(|(_, rollup)| metric.value(rollup)).collect();
+    change_points(&values, chance_max)
+        .into_iter()
+        .filter_map(|change| symptom(series, metric, &steps, &change, step_s))
+        .collect()
+}
+
+fn symptom(
+    series: &Series,
+    metric: Metric,
+    steps: &[&(u64, Rollup)],
+    change: &Change,
+    step_s: u64,
+) -> Option<Symptom> {
+    let stretch = |from: usize, until: usize| {
+        let mut all = Rollup::new(series.key.clone());
+        steps[from..until].iter().for_each(|(_, rollup)| all.merge(rollup));
+        let (since_unix_s, until_unix_s) = (steps[from].0, steps[until - 1].0 + step_s);
+        Stretch {
+            since_unix_s,
+            until_unix_s,
+            count: all.count,
+            rate: all.count as f64 / ((until - from) as f64 * step_s as f64),
+            error_share: all.errors as f64 / all.count.max(1) as f64,
+            avg_ns: all.sum_ns / all.count.max(1),
+            quantile_ns: all.sketch.quantile(metric.quantile().unwrap_or(0.5)).unwrap_or(0),
+        }
+    };
+    let (before, after) = (stretch(change.from, change.at), stretch(change.at, change.until));
+    let (rise, is_large) = if metric == Metric::Errors {
+        let rise = after.error_share - before.error_share;
+        (rise, rise >= ERROR_RISE_MIN && after.error_share >= ERROR_FACTOR_MIN * before.error_share)
+    } else {
+        let rise = (change.after - change.before).exp();
+        (rise, rise >= RISE_MIN)
+    };
+    is_large.then(|| Symptom {
+        service: series.key.service.clone(),
+        operation: series.key.operation.clone(),
+        kind: series.key.side,
+        metric,
+        rise,
+        chance: change.chance,
+        before,
+        after,
+        lasts: change.until == steps.len(),
+        added_ns_per_s: (after.avg_ns as f64 - before.avg_ns as f64).max(0.0) * after.rate,
+    })
+}
+
+/// Of all symptoms those of one time, that time whose symptoms add most, the worst first; and the others. Failures
+/// without added time count as much as their share of the slowest operation's.
+fn largest_event(mut found: Vec<Symptom>) -> (Vec<Symptom>, Vec<Symptom>) {
+    let weight = |symptom: &Symptom| {
+        let failing = symptom.after.rate * symptom.after.error_share.max(0.0) * symptom.after.avg_ns as f64;
+        symptom.added_ns_per_s + if symptom.metric == Metric::Errors { failing } else { 0.0 }
+    };
+    let near = |a: &Symptom, b: &Symptom| a.after.since_unix_s.abs_diff(b.after.since_unix_s) <= SAME_EVENT_S;
+    let scores: Vec<f64> =
+        found.iter().map(|at| found.iter().filter(|other| near(at, other)).map(weight).sum()).collect();
+    let Some(best) = (0..found.len()).max_by(|a, b| scores[*a].total_cmp(&scores[*b])) else {
+        return (Vec::new(), Vec::new());
+    };
+    let center = found[best].clone();
+    found.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
+    found.into_iter().partition(|symptom| near(symptom, &center))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dprof_store::conformance::Random;
+
+    /// Minutes of an operation: log-normal durations around what `ns_at` says, failing as `errors_at` says.
+    fn minutes(
+        seed: u64,
+        operation: &str,
+        n_minutes: u64,
+        ns_at: impl Fn(u64, u64) -> u64,
+        errors_at: impl Fn(u64, u64) -> bool,
+    ) -> Vec<Rollup> {
+        let mut random = Random::new(seed);
+        (0..n_minutes)
+            .map(|minute| {
+                let mut rollup = Rollup::new(RollupKey {
+                    minute_unix_s: 600_000 + minute * 60,
+                    service: "redis".into(),
+                    operation: operation.into(),
+                    side: Side::Server,
+                    protocol: "redis".into(),
+                });
+                for n in 0..300 {
+                    let e = (0..4).map(|_| random.below(1_000)).sum::<u64>() as f64 / 2_000.0;
+                    let ns = (ns_at(minute, n) as f64 * e.exp()) as u64;
+                    rollup.add(ns, errors_at(minute, n), 10, 10);
+                }
+                rollup
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_doubled_latency_is_found_with_its_minute_and_factor() {
+        let mut rollups = minutes(1, "GET", 40, |m, _| if m >= 31 { 200_000 } else { 100_000 }, |_, _| false);
+        rollups.extend(minutes(2, "SET", 40, |_, _| 100_000, |_, _| false));
+        let found = symptoms(&rollups, None);
+        assert_eq!((found.series, found.steps, found.others.len()), (2, 40, 0));
+        let [symptom] = found.event.as_slice() else { panic!("one symptom: {:?}", found.event) };
+        assert_eq!((symptom.operation.as_str(), symptom.metric, symptom.lasts), ("GET", Metric::P50, true));
+        assert_eq!(symptom.after.since_unix_s, 600_000 + 31 * 60);
+        assert!((1.9..2.1).contains(&symptom.rise), "{}", symptom.rise);
+        assert_eq!((symptom.before.count, symptom.after.count), (31 * 300, 9 * 300));
+        // 300 a minute, each 0.1 ms × the mean factor e^1 longer.
+        assert!((symptom.added_ns_per_s / 1_400_000.0 - 1.0).abs() < 0.1, "{}", symptom.added_ns_per_s);
+    }
+
+    #[test]
+    fn a_slow_few_move_the_tail_only_and_failures_are_told() {
+        let tail = minutes(
+            3,
+            "GET",
+            40,
+            |m, n| if m >= 30 && n % 20 == 0 { 5_000_000 } else { 100_000 },
+            |_, _| false,
+        );
+        let found = symptoms(&tail, None);
+        assert_eq!(found.event.iter().map(|s| s.metric).collect::<Vec<_>>(), [Metric::P99]);
+        let failing = minutes(4, "GET", 40, |_, _| 100_000, |m, n| m >= 30 && n % 10 == 0);
+        let found = symptoms(&failing, None);
+        assert_eq!(found.event.iter().map(|s| s.metric).collect::<Vec<_>>(), [Metric::Errors]);
+        assert!((found.event[0].rise - 0.1).abs() < 0.01);
+    }
+
+    #[test]
+    fn what_passed_is_told_as_passed() {
+        let rollups =
+            minutes(5, "GET", 40, |m, _| if (20..28).contains(&m) { 400_000 } else { 100_000 }, |_, _| false);
+        let found = symptoms(&rollups, None);
+        assert_eq!(found.event.len(), 1);
+        assert!(!found.event[0].lasts);
+        assert_eq!(found.event[0].after.until_unix_s, 600_000 + 28 * 60);
+    }
+
+    #[test]
+    fn steady_noise_is_no_symptom() {
+        for seed in 0..40 {
+            // Ten operations whose minutes also wander by 10 %.
+            let mut wander = Random::new(1_000 + seed);
+            let factors: Vec<u64> = (0..60).map(|_| 90 + wander.below(21)).collect();
+            let rollups: Vec<Rollup> = (0..10)
+                .flat_map(|op| {
+                    let ns = |m: u64, _| 1_000 * factors[m as usize];
+                    minutes(seed * 10 + op, &format!("OP{op}"), 60, ns, |m, n| (m * 7 + n) % 97 == 0)
+                })
+                .collect();
+            let found = symptoms(&rollups, None);
+            assert_eq!(found.event, [], "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn only_the_service_asked_for_and_nothing_of_nothing() {
+        let rollups = minutes(1, "GET", 40, |m, _| if m >= 31 { 200_000 } else { 100_000 }, |_, _| false);
+        assert_eq!(symptoms(&rollups, Some("web")).event, []);
+        assert_eq!(symptoms(&rollups, Some("redis")).event.len(), 1);
+        assert_eq!(symptoms(&[], None).series, 0);
+    }
+}

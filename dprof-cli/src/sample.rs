@@ -1,0 +1,166 @@
+//! Spans and whole traces out of the store for the analyses: all of a window page by page, or some of it spread over
+//! the window.
+//!
+//! What a reader would get wrong: a spread sample is the newest few of each slice of the window, not a random one.
+//! It is good for means, medians and shares; counts come from the counts per minute or from reading everything.
+
+use dprof_common::model::Span;
+use dprof_store::{Order, Reader, SpanQuery};
+
+use crate::context::{Context, Failure};
+use crate::export::pages::Pages;
+
+/// Slices that a sample is spread over: a change in a twelfth of the window is still in it.
+const SLICES: u64 = 12;
+
+/// Reads every span of `query`, page by page in constant memory, and gives each page to `each`. Returns how many.
+pub(crate) async fn every(
+    context: &mut Context<'_>,
+    reader: &dyn Reader,
+    query: SpanQuery,
+    mut each: impl FnMut(&[Span]),
+) -> Result<usize, Failure> {
+    let mut progress = context.progress("reading spans");
+    let mut pages = Pages::new(reader, query);
+    let mut warnings = Vec::new();
+    let mut count = 0;
+    loop {
+        let page = pages.next(&mut warnings).await?;
+        if page.is_empty() {
+            break;
+        }
+        count += page.len();
+        progress.advance(page.len(), pages.share(context.now_unix_ns));
+        each(&page);
+    }
+    drop(progress);
+    context.warn(&warnings);
+    Ok(count)
+}
+
+/// About `n` spans of `query` (its order and limit do not matter), spread over its window, newest first.
+pub(crate) async fn spread(
+    context: &mut Context<'_>,
+    reader: &dyn Reader,
+    query: &SpanQuery,
+    n: usize,
+) -> Result<Vec<Span>, Failure> {
+    let ask = |since, until, limit| SpanQuery {
+        since_unix_ns: since,
+        until_unix_ns: until,
+        order: Order::Newest,
+        limit,
+        ..query.clone()
+    };
+    // One more than asked for tells whether that was everything.
+    let mut answer = reader.spans(&ask(query.since_unix_ns, query.until_unix_ns, n + 1)).await?;
+    let mut warnings = std::mem::take(&mut answer.warnings);
+    let mut spans = answer.rows;
+    let newest_ns = spans.first().map(Span::start_ns);
+    if spans.len() > n
+        && let Some(newest_ns) = newest_ns
+    {
+        let since_ns = start_of(reader, query).await?;
+        // A recording replayed today holds spans older than its run: no window to spread over but the newest.
+        if newest_ns <= since_ns {
+            spans.truncate(n);
+        } else {
+            let slice_ns = (newest_ns.saturating_sub(since_ns) / SLICES).max(1);
+            let each = (n / SLICES as usize).max(1);
+            let mut progress = context.progress("reading spans");
+            spans.clear();
+            for slice in (0..SLICES).rev() {
+                let since = since_ns + slice * slice_ns;
+                let until = if slice + 1 == SLICES { query.until_unix_ns } else { since + slice_ns };
+                let answer = reader.spans(&ask(since, until, each)).await?;
+                progress.advance(answer.rows.len(), (SLICES - slice) as f64 / SLICES as f64);
+                warnings.extend(answer.warnings);
+                spans.extend(answer.rows);
+            }
+        }
+    }
+    warnings.sort();
+    warnings.dedup();
+    context.warn(&warnings);
+    Ok(spans)
+}
+
+/// Start of the window, or of the first run if it is open.
+async fn start_of(reader: &dyn Reader, query: &SpanQuery) -> Result<u64, Failure> {
+    if query.since_unix_ns > 0 {
+        return Ok(query.since_unix_ns);
+    }
+    let runs = reader.runs().await?;
+    Ok(runs.iter().map(|run| run.started_unix_ns).min().unwrap_or(0))
+}
+
+/// The whole traces of these spans, in their order; a trace that expired meanwhile is left out, and of several
+/// spans of one trace the first counts.
+pub(crate) async fn traces_of(
+    context: &mut Context<'_>,
+    reader: &dyn Reader,
+    spans: &[Span],
+) -> Result<Vec<Vec<Span>>, Failure> {
+    let mut progress = context.progress("reading traces");
+    let mut seen = std::collections::HashSet::new();
+    let mut traces = Vec::new();
+    let mut warnings = Vec::new();
+    for (idx, span) in spans.iter().enumerate() {
+        if !seen.insert(span.trace_id) {
+            continue;
+        }
+        let answer = reader.trace(span.trace_id).await?;
+        progress.advance(answer.rows.len(), (idx + 1) as f64 / spans.len() as f64);
+        warnings.extend(answer.warnings);
+        if !answer.rows.is_empty() {
+            traces.push(answer.rows);
+        }
+    }
+    drop(progress);
+    warnings.sort();
+    warnings.dedup();
+    context.warn(&warnings);
+    Ok(traces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::SpanArgs;
+    use crate::load::{Window, query};
+    use crate::testing::{Memory, T0, rpc, with_context};
+
+    fn everything() -> SpanQuery {
+        let window = Window { since_unix_ns: T0, until_unix_ns: u64::MAX, is_default: false };
+        query(&window, &SpanArgs::default(), Order::Newest, usize::MAX)
+    }
+
+    #[test]
+    fn a_small_window_is_read_whole_and_a_large_one_in_every_part() {
+        let store = Memory::of((0..1_200).map(|id| rpc(id + 1).at(id * 1_000, 1).build()).collect());
+        with_context(async |context| {
+            let all = spread(context, &store, &everything(), 5_000).await.expect("memory");
+            assert_eq!(all.len(), 1_200);
+            let some = spread(context, &store, &everything(), 120).await.expect("memory");
+            assert_eq!(some.len(), 120);
+            for slice in 0..12 {
+                let from = T0 + slice * 100_000_000;
+                let n =
+                    some.iter().filter(|span| (from..from + 100_000_000).contains(&span.start_ns())).count();
+                assert!((9..=11).contains(&n), "slice {slice}: {n}");
+            }
+        });
+    }
+
+    #[test]
+    fn every_span_is_given_once_and_each_trace_is_read_once() {
+        let store = Memory::of((0..20).map(|id| rpc(id + 1).trace(u128::from(id / 2 + 1)).build()).collect());
+        with_context(async |context| {
+            let mut n = 0;
+            let count = every(context, &store, everything(), |page| n += page.len()).await.expect("memory");
+            assert_eq!((n, count), (20, 20));
+            let traces = traces_of(context, &store, &store.spans).await.expect("memory");
+            assert_eq!(traces.iter().map(Vec::len).collect::<Vec<_>>(), [2; 10]);
+        });
+    }
+}

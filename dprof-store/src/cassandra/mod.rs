@@ -1,0 +1,71 @@
+//! The store of a fleet: a Cassandra keyspace that many agents write to and anybody reads.
+//!
+//! Only this folder knows the driver. `pack` (pure) fixes keys and bytes of a batch, `writer` sends them, `reader`
+//! asks; `tables` and `admin` are what `dprof-cli store` runs.
+//!
+//! What a reader would get wrong: agents make no tables and read nothing before they write; every write can be done
+//! twice. What a search looks at is bounded, newest first, and the answer says when that was not everything.
+
+mod admin;
+mod duration;
+mod flight;
+mod link;
+mod longest;
+mod pack;
+mod reader;
+mod rollup;
+mod search;
+mod statements;
+mod stitch;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod unpack;
+mod writer;
+
+use crate::{Reader, RunInfo, StoreError, StoreUrl, Writer};
+
+pub use admin::InitOptions;
+pub(crate) use pack::Rows;
+
+/// Opens the keyspace for the agent of `run`, without connecting yet; see [`crate::open_writer`].
+pub(crate) fn open_writer(hosts: &[String], keyspace: &str, run: &RunInfo) -> Box<dyn Writer> {
+    Box::new(writer::CassandraWriter::new(hosts, keyspace, run))
+}
+
+/// Connects to the keyspace; see [`crate::open_reader`].
+pub(crate) async fn open_reader(hosts: &[String], keyspace: &str) -> Result<Box<dyn Reader>, StoreError> {
+    Ok(Box::new(reader::CassandraReader::open(hosts, keyspace).await?))
+}
+
+fn parts(url: &StoreUrl) -> Result<(&[String], &str), StoreError> {
+    match url {
+        StoreUrl::Cassandra { hosts, keyspace } => Ok((hosts, keyspace)),
+        StoreUrl::Sqlite(_) => Err(StoreError::Unsupported(format!(
+            "{url} needs no making or upgrading: the agent does both; use cassandra://host1,host2/keyspace"
+        ))),
+    }
+}
+
+/// Makes keyspace and tables unless they are there; what it did, in lines.
+pub async fn init(url: &StoreUrl, options: &InitOptions) -> Result<String, StoreError> {
+    let (hosts, keyspace) = parts(url)?;
+    admin::init(hosts, keyspace, options).await
+}
+
+/// Brings the tables up to date and sets their life anew; what it did, in lines.
+pub async fn upgrade(url: &StoreUrl, options: &InitOptions) -> Result<String, StoreError> {
+    let (hosts, keyspace) = parts(url)?;
+    admin::upgrade(hosts, keyspace, options).await
+}
+
+/// Schema, replication, consistency and the tables' life, in lines.
+pub async fn info(url: &StoreUrl) -> Result<String, StoreError> {
+    let (hosts, keyspace) = parts(url)?;
+    admin::info(hosts, keyspace).await
+}
+
+/// Runs one CQL statement; the names of the columns and the rows, tabs between columns; nothing if it has none.
+pub async fn cql(hosts: &[String], statement: &str) -> Result<Vec<String>, StoreError> {
+    admin::cql(hosts, statement).await
+}

@@ -1,0 +1,550 @@
+//! The asker's end: statements that read one partition each, and the [`Reader`] made of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use dprof_common::model::{Rollup, RollupKey, RunId, Span, SpanFlags, SpanId, TraceId};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use scylla::client::session::Session;
+use scylla::statement::prepared::PreparedStatement;
+use uuid::Uuid;
+
+use super::link::{self, connect, quoted, select};
+use super::longest::{self, Candidate};
+use super::pack::{FLAG_GOES_ON, trace_key, trace_of_key};
+use super::search;
+use super::stitch::{climb, whole_trace};
+use super::tables::{
+    DAY_S, INDEX_BUCKET_S, KIND_DAYS, KIND_HOURS, KIND_MINUTES, PIECE_MARK, ROLLUP_BUCKET_S, bucket,
+    bucket_start_ns,
+};
+use super::unpack::{self, Entry};
+use crate::rollup_rows;
+use crate::rows::RowError;
+use crate::{Answer, Reader, RollupQuery, RunInfo, SpanQuery, StoreError};
+
+/// Partitions that are read at once.
+pub(super) const IN_FLIGHT_MAX: usize = 32;
+/// Partitions of the index that a search for one id reads at most.
+const ID_PARTITIONS_MAX: usize = 2_000;
+/// Parts of a trace.
+const PARTS_MAX: i16 = 1_000;
+/// Warnings of one answer.
+const WARNINGS_MAX: usize = 20;
+
+/// Reads a keyspace.
+pub(crate) struct CassandraReader {
+    session: Session,
+    shards: i16,
+    trace: PreparedStatement,
+    index: PreparedStatement,
+    duration: PreparedStatement,
+    buckets: PreparedStatement,
+    hours: PreparedStatement,
+    minutes: PreparedStatement,
+    agents: PreparedStatement,
+}
+
+/// A row of the index.
+pub(super) struct IndexRow {
+    pub(super) service: String,
+    pub(super) names: Vec<String>,
+    pub(super) entries: Result<Vec<Entry>, RowError>,
+}
+
+/// A run's rollups of an hour.
+#[derive(Default)]
+struct HourOfRun {
+    /// `seq` of the minutes that the sum holds, first and last; (0, 0) = none.
+    summed: (i64, i64),
+    sums: Vec<Vec<u8>>,
+}
+
+impl CassandraReader {
+    /// Connects and prepares; fails within 5 s.
+    pub(crate) async fn open(hosts: &[String], keyspace: &str) -> Result<Self, StoreError> {
+        let opening = Self::open_slowly(hosts, keyspace);
+        match tokio::time::timeout(link::SESSION_WITHIN, opening).await {
+            Ok(result) => result,
+            Err(_) => Err(StoreError::Away(format!(
+                "Cassandra at {} does not answer within {} s: a node hangs, or packets to it are dropped",
+                hosts.join(", "),
+                link::SESSION_WITHIN.as_secs_f64()
+            ))),
+        }
+    }
+
+    async fn open_slowly(hosts: &[String], keyspace: &str) -> Result<Self, StoreError> {
+        let session = connect(hosts).await?;
+        let Some(found) = link::keyspace(&session, keyspace).await? else {
+            return Err(StoreError::NotFound(format!(
+                "keyspace {keyspace}: make it with dprof-cli store init"
+            )));
+        };
+        found.check(keyspace)?;
+        let k = quoted(keyspace);
+        let consistency = found.consistency();
+        let prepare = |text: String| {
+            let session = &session;
+            async move { link::prepare(session, &text, consistency).await }
+        };
+        let statements = futures_util::future::try_join_all([
+            prepare(format!("SELECT start_ns, flags, spans FROM {k}.traces WHERE trace_id = ? AND part = ?")),
+            prepare(format!(
+                "SELECT service, names, packed FROM {k}.service_span_name_index WHERE bucket = ? AND shard = ?"
+            )),
+            prepare(format!(
+                "SELECT duration_ns, trace_id, span_id, floor_ns FROM {k}.duration_index
+                 WHERE service = '' AND name = '' AND level = ? AND bucket = ? AND which = ? AND shard = ?"
+            )),
+            prepare(format!("SELECT bucket FROM {k}.time_buckets WHERE kind = ? AND period = ?")),
+            prepare(format!(
+                "SELECT run_id, piece, from_seq, through_seq, rollups FROM {k}.latency_rollup_3600 WHERE bucket = ?"
+            )),
+            prepare(format!(
+                "SELECT seq, rollups FROM {k}.latency_rollup_60 WHERE bucket = ? AND run_id = ? AND seq >= ? AND seq <= ?"
+            )),
+            prepare(format!(
+                "SELECT run_id, host, labels, version, kernel, backend, started_ns FROM {k}.agents WHERE region = 'all'"
+            )),
+        ])
+        .await?;
+        let Ok([trace, index, duration, buckets, hours, minutes, agents]) =
+            <[PreparedStatement; 7]>::try_from(statements)
+        else {
+            return Err(StoreError::Other(anyhow::anyhow!("seven statements were prepared")));
+        };
+        let shards = found.shards();
+        Ok(Self { session, shards, trace, index, duration, buckets, hours, minutes, agents })
+    }
+
+    pub(super) const fn shards(&self) -> i16 {
+        self.shards
+    }
+
+    /// Every shard of these buckets, in their order.
+    pub(super) fn partitions(&self, buckets: &[i32]) -> Vec<(i32, i16)> {
+        let shards = 0..self.shards;
+        buckets.iter().flat_map(|bucket| shards.clone().map(|shard| (*bucket, shard))).collect()
+    }
+
+    /// Minutes that have index rows within `from ..= to`, newest first.
+    pub(super) async fn minutes(&self, (from, to): (i32, i32)) -> Result<Vec<i32>, StoreError> {
+        let day_of = |minute: i32| bucket(bucket_start_ns(minute, INDEX_BUCKET_S), DAY_S);
+        let days: Vec<(i32,)> = select(&self.session, &self.buckets, (KIND_DAYS, 0)).await?;
+        let days = days.into_iter().map(|(day,)| day).filter(|day| (day_of(from)..=day_of(to)).contains(day));
+        let lists: Vec<Vec<(i32,)>> = stream::iter(days)
+            .map(|day| select(&self.session, &self.buckets, (KIND_MINUTES, day)))
+            .buffered(IN_FLIGHT_MAX)
+            .try_collect()
+            .await?;
+        let mut minutes: Vec<i32> = lists.into_iter().flatten().map(|(minute,)| minute).collect();
+        minutes.retain(|minute| (from..=to).contains(minute));
+        minutes.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(minutes)
+    }
+
+    /// One partition of the index.
+    pub(super) async fn index_partition(&self, bucket: i32, shard: i16) -> Result<Vec<IndexRow>, StoreError> {
+        let rows: Vec<(String, Option<Vec<String>>, Vec<u8>)> =
+            select(&self.session, &self.index, (bucket, shard)).await?;
+        let rows = rows.into_iter().map(|(service, names, entries)| {
+            let names = names.unwrap_or_default();
+            let entries = unpack::entries(&entries, names.len());
+            IndexRow { service, names, entries }
+        });
+        Ok(rows.collect())
+    }
+
+    /// One partition of the longest or shortest of everything.
+    pub(super) async fn durations(
+        &self,
+        level: i8,
+        bucket: i32,
+        which: i8,
+        shard: i16,
+    ) -> Result<Vec<Candidate>, StoreError> {
+        let rows: Vec<(i64, Vec<u8>, i64, i64)> =
+            select(&self.session, &self.duration, (level, bucket, which, shard)).await?;
+        let rows = rows.into_iter().filter_map(|(duration_ns, trace_id, span_id, floor_ns)| {
+            Some(Candidate {
+                duration_ns: duration_ns as u64,
+                span_id: SpanId(span_id as u64),
+                trace_id: trace_of_key(&trace_id)?,
+                floor_ns: (floor_ns != 0 && floor_ns != i64::MAX).then_some(floor_ns as u64),
+            })
+        });
+        Ok(rows.collect())
+    }
+
+    /// All rows stored under this id.
+    pub(super) async fn rows_of_trace(
+        &self,
+        id: TraceId,
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<Span>, StoreError> {
+        let (rows, said) = self.parts_of_trace(id).await?;
+        warnings.extend(said);
+        Ok(rows)
+    }
+
+    /// All rows stored under these ids, in no order.
+    pub(super) async fn rows_of_traces(
+        &self,
+        ids: &[TraceId],
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<Span>, StoreError> {
+        let mut reads =
+            stream::iter(ids.to_vec()).map(|id| self.parts_of_trace(id)).buffer_unordered(IN_FLIGHT_MAX);
+        let mut rows = Vec::new();
+        while let Some(read) = reads.next().await {
+            let (spans, said) = read?;
+            rows.extend(spans);
+            warnings.extend(said.into_iter().take(WARNINGS_MAX.saturating_sub(warnings.len())));
+        }
+        Ok(rows)
+    }
+
+    async fn parts_of_trace(&self, id: TraceId) -> Result<(Vec<Span>, Vec<String>), StoreError> {
+        let mut spans = Vec::new();
+        let mut warnings = Vec::new();
+        for part in 0..PARTS_MAX {
+            let rows: Vec<(i64, i32, Vec<u8>)> =
+                select(&self.session, &self.trace, (trace_key(id), part)).await?;
+            let mut goes_on = false;
+            for (start_ns, flags, bytes) in rows {
+                goes_on |= flags & FLAG_GOES_ON != 0;
+                if bytes.is_empty() {
+                    continue;
+                }
+                match unpack::spans(id, start_ns as u64, &bytes) {
+                    Ok(unpacked) => spans.extend(unpacked),
+                    Err(error) => warnings.push(format!("trace {id}: {error}")),
+                }
+            }
+            if !goes_on {
+                break;
+            }
+        }
+        Ok((spans, warnings))
+    }
+
+    /// Entries of one span within a window of starts.
+    pub(super) async fn entries_of(
+        &self,
+        span_id: SpanId,
+        window: (u64, u64),
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let minutes =
+            self.minutes((bucket(window.0, INDEX_BUCKET_S), bucket(window.1, INDEX_BUCKET_S))).await?;
+        let mut found = Vec::new();
+        self.scan(&minutes, warnings, |entry| {
+            if entry.span_id == span_id {
+                found.push(entry);
+            }
+            true
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// Goes through the index, newest minutes first, until `look` says that it has enough.
+    async fn scan(
+        &self,
+        minutes: &[i32],
+        warnings: &mut Vec<String>,
+        mut look: impl FnMut(Entry) -> bool,
+    ) -> Result<(), StoreError> {
+        let mut reads = stream::iter(self.partitions(minutes).into_iter().take(ID_PARTITIONS_MAX))
+            .map(|(minute, shard)| self.index_partition(minute, shard))
+            .buffered(IN_FLIGHT_MAX);
+        while let Some(rows) = reads.next().await {
+            let mut goes_on = true;
+            for row in rows? {
+                match row.entries {
+                    Ok(entries) => entries.into_iter().for_each(|entry| goes_on &= look(entry)),
+                    Err(error) => warnings.push(format!("index of {}: {error}", row.service)),
+                }
+            }
+            if !goes_on {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails if a search through these minutes cannot have seen all of them.
+    fn check_scanned(&self, minutes: &[i32], what: &str) -> Result<(), StoreError> {
+        let most = ID_PARTITIONS_MAX / self.shards.max(1).unsigned_abs() as usize;
+        match minutes.get(most) {
+            None => Ok(()),
+            Some(_) => Err(StoreError::Other(anyhow::anyhow!(
+                "{what} is not in the newest {most} minutes of the index, and further back was not searched: give \
+                 the whole id of the trace"
+            ))),
+        }
+    }
+
+    /// Hours with rollups that the window touches.
+    async fn hours_of(&self, query: &RollupQuery) -> Result<Vec<i32>, StoreError> {
+        let hours: Vec<(i32,)> = select(&self.session, &self.buckets, (KIND_HOURS, 0)).await?;
+        let touches = |hour: &i32| {
+            let start_ns = bucket_start_ns(*hour, ROLLUP_BUCKET_S);
+            start_ns < query.until_unix_ns
+                && start_ns.saturating_add(ROLLUP_BUCKET_S * 1_000_000_000) > query.since_unix_ns
+        };
+        Ok(hours.into_iter().map(|(hour,)| hour).filter(touches).collect())
+    }
+
+    /// One hour: every run's sum, or what it has of minutes.
+    async fn rollups_of_hour(
+        &self,
+        hour: i32,
+        query: &RollupQuery,
+        by_minute: bool,
+    ) -> Result<(Vec<(RunId, Rollup)>, Vec<String>), StoreError> {
+        let rows: Vec<(Uuid, i16, i64, i64, Vec<u8>)> = select(&self.session, &self.hours, (hour,)).await?;
+        let mut runs: BTreeMap<Uuid, HourOfRun> = BTreeMap::new();
+        for (run_id, piece, from_seq, through_seq, rollups) in rows {
+            let run = runs.entry(run_id).or_default();
+            if piece != PIECE_MARK && !by_minute {
+                // All pieces of a sum are written with one range; one that failed half-way is told by its ranges.
+                if run.sums.is_empty() || run.summed == (from_seq, through_seq) {
+                    run.summed = (from_seq, through_seq);
+                    run.sums.push(rollups);
+                } else {
+                    run.sums.clear();
+                    run.summed = (0, 0);
+                }
+            }
+        }
+        let mut blobs: Vec<(Uuid, Vec<u8>)> = Vec::new();
+        let mut ranges = Vec::new();
+        for (run_id, run) in runs {
+            if run.sums.is_empty() {
+                ranges.push((run_id, i64::MIN, i64::MAX));
+            } else {
+                ranges.push((run_id, run.summed.1.saturating_add(1), i64::MAX));
+                if run.summed.0 > super::pack::seq_of(1, 0) {
+                    ranges.push((run_id, i64::MIN, run.summed.0 - 1));
+                }
+            }
+            blobs.extend(run.sums.into_iter().map(|blob| (run_id, blob)));
+        }
+        let mut reads = stream::iter(ranges)
+            .map(|(run_id, from, to)| async move {
+                let rows: Vec<(i64, Vec<u8>)> =
+                    select(&self.session, &self.minutes, (hour, run_id, from, to)).await?;
+                Ok::<_, StoreError>((run_id, rows))
+            })
+            .buffer_unordered(IN_FLIGHT_MAX);
+        while let Some(read) = reads.next().await {
+            let (run_id, rows) = read?;
+            blobs.extend(rows.into_iter().map(|(_, blob)| (run_id, blob)));
+        }
+        let mut found = Vec::new();
+        let mut warnings = Vec::new();
+        for (run_id, blob) in blobs {
+            match rollup_rows::unpack(&blob) {
+                Ok(rollups) => {
+                    let wanted = rollups.into_iter().filter(|rollup| !by_minute || in_window(query, rollup));
+                    let named = wanted.filter(|rollup| {
+                        query.service.as_ref().is_none_or(|service| *service == rollup.key.service)
+                            && query
+                                .operation
+                                .as_ref()
+                                .is_none_or(|operation| *operation == rollup.key.operation)
+                    });
+                    found.extend(named.map(|rollup| (RunId(run_id.as_u128()), rollup)));
+                }
+                Err(error) => warnings.push(format!("rollups of run {run_id}: {error}")),
+            }
+        }
+        Ok((found, warnings))
+    }
+
+    async fn sum_rollups(&self, query: &RollupQuery, by_minute: bool) -> Result<Answer<Rollup>, StoreError> {
+        let hours = self.hours_of(query).await?;
+        let mut sums: BTreeMap<(RollupKey, RunId), Rollup> = BTreeMap::new();
+        let mut warnings = Vec::new();
+        let mut reads = stream::iter(hours)
+            .map(|hour| {
+                let start_ns = bucket_start_ns(hour, ROLLUP_BUCKET_S);
+                let whole = start_ns >= query.since_unix_ns
+                    && start_ns.saturating_add(ROLLUP_BUCKET_S * 1_000_000_000) <= query.until_unix_ns;
+                self.rollups_of_hour(hour, query, by_minute || !whole)
+            })
+            .buffer_unordered(IN_FLIGHT_MAX);
+        while let Some(read) = reads.next().await {
+            let (rollups, said) = read?;
+            warnings.extend(said);
+            for (run_id, rollup) in rollups {
+                match sums.get_mut(&(rollup.key.clone(), run_id)) {
+                    Some(sum) => sum.merge(&rollup),
+                    None => drop(sums.insert((rollup.key.clone(), run_id), rollup)),
+                }
+            }
+        }
+        Ok(Answer { rows: sums.into_values().collect(), warnings })
+    }
+}
+
+/// Whether the window touches the rollup's minute.
+fn in_window(query: &RollupQuery, rollup: &Rollup) -> bool {
+    let minute_ns = rollup.key.minute_unix_s.saturating_mul(1_000_000_000);
+    minute_ns < query.until_unix_ns && minute_ns.saturating_add(60_000_000_000) > query.since_unix_ns
+}
+
+#[async_trait]
+impl Reader for CassandraReader {
+    async fn spans(&self, query: &SpanQuery) -> Result<Answer<Span>, StoreError> {
+        let mut warnings = Vec::new();
+        if query.limit == 0 || query.since_unix_ns >= query.until_unix_ns {
+            return Ok(Answer { rows: Vec::new(), warnings });
+        }
+        if let Some(rows) = longest::select(self, query, &mut warnings).await? {
+            return Ok(Answer { rows, warnings });
+        }
+        warnings.clear();
+        let rows = search::select(self, query, &mut warnings).await?;
+        warnings.truncate(WARNINGS_MAX);
+        Ok(Answer { rows, warnings })
+    }
+
+    async fn trace(&self, trace_id: TraceId) -> Result<Answer<Span>, StoreError> {
+        let mut warnings = Vec::new();
+        let rows = whole_trace(self, trace_id, &mut warnings).await?;
+        Ok(Answer { rows, warnings })
+    }
+
+    async fn trace_of_span(&self, span_id: SpanId) -> Result<Option<TraceId>, StoreError> {
+        let mut warnings = Vec::new();
+        // The root of a trace is found by its id.
+        let own = self.rows_of_trace(span_id.as_root_trace(), &mut warnings).await?;
+        let own_rows: Vec<&Span> = own.iter().filter(|row| row.span_id == span_id).collect();
+        if own_rows.iter().any(|row| !row.flags.contains(SpanFlags::FRAGMENT)) {
+            return Ok(Some(span_id.as_root_trace()));
+        }
+        if !own_rows.is_empty() {
+            return climb(self, span_id.as_root_trace(), &own, &mut warnings).await.map(Some);
+        }
+        let minutes = self.minutes((0, i32::MAX)).await?;
+        let mut found: Option<Entry> = None;
+        self.scan(&minutes, &mut warnings, |entry| {
+            if entry.span_id == span_id {
+                // The caller's row names the trace that the span is part of.
+                let better = found.is_none_or(|known| known.bits.0 & crate::schema::Bits::FRAGMENT != 0);
+                if better {
+                    found = Some(entry);
+                }
+            }
+            found.is_none()
+        })
+        .await?;
+        let Some(entry) = found else {
+            self.check_scanned(&minutes, &format!("span {span_id}"))?;
+            return Ok(None);
+        };
+        if entry.bits.0 & crate::schema::Bits::FRAGMENT == 0 {
+            return Ok(Some(entry.trace_id));
+        }
+        let rows = self.rows_of_trace(entry.trace_id, &mut warnings).await?;
+        climb(self, entry.trace_id, &rows, &mut warnings).await.map(Some)
+    }
+
+    async fn traces_with_prefix(&self, prefix: &str, limit: usize) -> Result<Vec<TraceId>, StoreError> {
+        let prefix = prefix.to_ascii_lowercase();
+        let digits = prefix.len();
+        if !(1..=32).contains(&digits) || !prefix.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Ok(Vec::new());
+        }
+        let mut warnings = Vec::new();
+        if matches!(digits, 16 | 32)
+            && let Ok(id) = prefix.parse::<TraceId>()
+        {
+            let rows = self.rows_of_trace(id, &mut warnings).await?;
+            if !rows.is_empty() {
+                let is_fragment = rows.iter().all(|row| row.flags.contains(SpanFlags::FRAGMENT));
+                let id = if is_fragment { climb(self, id, &rows, &mut warnings).await? } else { id };
+                return Ok(vec![id].into_iter().take(limit).collect());
+            }
+            if digits == 32 {
+                return Ok(Vec::new());
+            }
+        }
+        let minutes = self.minutes((0, i32::MAX)).await?;
+        let mut found = BTreeSet::new();
+        self.scan(&minutes, &mut warnings, |entry| {
+            if has_prefix(entry.trace_id, &prefix) && found.insert(entry.trace_id) && found.len() > limit {
+                found.pop_last();
+            }
+            true
+        })
+        .await?;
+        if found.is_empty() {
+            self.check_scanned(&minutes, &format!("a trace that starts with {prefix}"))?;
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    async fn rollups(&self, query: &RollupQuery) -> Result<Answer<Rollup>, StoreError> {
+        self.sum_rollups(query, true).await
+    }
+
+    async fn rollup_sums(&self, query: &RollupQuery) -> Result<Answer<Rollup>, StoreError> {
+        self.sum_rollups(query, false).await
+    }
+
+    async fn runs(&self) -> Result<Vec<RunInfo>, StoreError> {
+        type AgentRow = (Uuid, String, Option<BTreeMap<String, String>>, String, String, String, i64);
+        let rows: Vec<AgentRow> = select(&self.session, &self.agents, ()).await?;
+        let mut runs: Vec<RunInfo> = rows
+            .into_iter()
+            .map(|(run_id, host, labels, version, kernel, backend, started_ns)| RunInfo {
+                run_id: RunId(run_id.as_u128()),
+                host,
+                // An empty map is none in Cassandra.
+                labels: labels.unwrap_or_default(),
+                version,
+                kernel,
+                backend,
+                started_unix_ns: started_ns as u64,
+            })
+            .collect();
+        runs.sort_by_key(|run| std::cmp::Reverse((run.started_unix_ns, run.run_id)));
+        Ok(runs)
+    }
+}
+
+/// As [`Reader::traces_with_prefix`] says.
+fn has_prefix(id: TraceId, prefix: &str) -> bool {
+    let digits = prefix.len();
+    let Ok(value) = u128::from_str_radix(prefix, 16) else { return false };
+    let starts = |number: u128, of: usize| digits <= of && number >> (4 * (of - digits)) == value;
+    starts(id.0, 32) || (id.0 >> 64 == 0 && starts(id.0, 16))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_of_digits() {
+        let id = TraceId(0xab00_0000_0000_0001);
+        for (prefix, expected) in [
+            ("a", true),
+            ("ab", true),
+            ("ab00000000000001", true),
+            ("ab000000000000010", false),
+            ("0", true),
+            ("0000000000000000", true),
+            ("0000000000000000ab", true),
+            ("00000000000000000", false),
+            ("b", false),
+        ] {
+            assert_eq!(has_prefix(id, prefix), expected, "{prefix}");
+        }
+        assert!(!has_prefix(TraceId(0x1 << 64 | 0xab), "ab"));
+    }
+}

@@ -1,0 +1,5 @@
+//! The target `resp` for libFuzzer.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| dprof_fuzz::run("resp", data));

@@ -1,0 +1,167 @@
+//! An HTTP service with a thread per request, as many are written: the thread reads the request, asks Redis and
+//! another service one after the other over pooled connections, and answers.
+//!
+//! What a reader would get wrong: pooled connections go from thread to thread, so neither a connection nor the
+//! order on it tells whose call it carries; the thread does. The answer's body says which calls it made, so that
+//! the client knows the truth when all requests are the same.
+
+use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::truth::Place;
+use crate::wire::{Protocol, redis_command};
+
+/// What the service asks to answer a request; nothing: it answers at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceConfig {
+    /// Where it listens.
+    pub listen: Option<SocketAddr>,
+    /// Redis to ask for the key.
+    pub redis: Option<SocketAddr>,
+    /// HTTP service to ask for its price.
+    pub http: Option<SocketAddr>,
+}
+
+/// Body of an answer: the request as the service saw it, and the calls that it made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Where the request came.
+    pub at: Place,
+    /// What was asked because of it.
+    pub calls: Vec<Place>,
+}
+
+/// A client that says nothing for this long is given up.
+const SILENT_MAX: Duration = Duration::from_secs(30);
+
+/// Requests at once: each has a thread. More than any load of ours has in flight.
+const THREADS_MAX: usize = 1024;
+
+struct Pooled {
+    stream: TcpStream,
+    at: Place,
+}
+
+/// Connections to one server, used by whoever needs one.
+struct Pool {
+    server: SocketAddr,
+    protocol: Protocol,
+    idle: Mutex<Vec<Pooled>>,
+}
+
+impl Pool {
+    fn new(server: SocketAddr, protocol: Protocol) -> Self {
+        Self { server, protocol, idle: Mutex::new(Vec::new()) }
+    }
+
+    /// One request and its reply; where it was made.
+    fn call(&self, request: &[u8]) -> Result<Place> {
+        let taken = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut pooled = if let Some(pooled) = taken { pooled } else { self.connect()? };
+        pooled.stream.write_all(request)?;
+        let mut input = Vec::new();
+        let mut buffer = [0; 4096];
+        while self.protocol.reply(&input)?.is_none() {
+            let count = pooled.stream.read(&mut buffer)?;
+            ensure!(count > 0, "{} closed before it answered", self.server);
+            input.extend_from_slice(&buffer[..count]);
+        }
+        let at = pooled.at;
+        pooled.at.index += 1;
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(pooled);
+        Ok(at)
+    }
+
+    fn connect(&self) -> Result<Pooled> {
+        let stream =
+            TcpStream::connect(self.server).with_context(|| format!("connect to {}", self.server))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(SILENT_MAX))?;
+        let at = Place { client: stream.local_addr()?, server: self.server, index: 0 };
+        Ok(Pooled { stream, at })
+    }
+}
+
+struct Service {
+    redis: Option<Pool>,
+    http: Option<Pool>,
+    /// Requests so far per pair of addresses: a port may come again.
+    seen: Mutex<HashMap<(SocketAddr, SocketAddr), u64>>,
+}
+
+impl Service {
+    /// Serves a connection to its end.
+    fn serve(&self, mut stream: TcpStream) -> Result<()> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(SILENT_MAX))?;
+        let (client, server) = (stream.peer_addr()?, stream.local_addr()?);
+        let mut input = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            while let Some(request) = Protocol::Http.request(&input)? {
+                input.drain(..request.length);
+                let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                let index = seen.entry((client, server)).or_default();
+                let at = Place { client, server, index: *index };
+                *index += 1;
+                drop(seen);
+                let key = String::from_utf8_lossy(&request.key).into_owned();
+                let key = key.rsplit('/').next().unwrap_or_default();
+                let mut calls = Vec::new();
+                if let Some(redis) = &self.redis {
+                    calls.push(redis.call(&redis_command(&[b"GET", key.as_bytes()]))?);
+                }
+                if let Some(http) = &self.http {
+                    calls.push(
+                        http.call(format!("GET /price/{key} HTTP/1.1\r\nHost: prices\r\n\r\n").as_bytes())?,
+                    );
+                }
+                let body = serde_json::to_string(&Answer { at, calls })?;
+                let length = body.len();
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
+                stream.write_all(answer.as_bytes())?;
+            }
+            let count = stream.read(&mut buffer)?;
+            if count == 0 {
+                return Ok(());
+            }
+            input.extend_from_slice(&buffer[..count]);
+        }
+    }
+}
+
+/// Serves until the process is ended.
+pub fn run(config: &ServiceConfig) -> Result<()> {
+    let listener = TcpListener::bind(config.listen.context("where to listen")?).context("listen")?;
+    let service = Arc::new(Service {
+        redis: config.redis.map(|server| Pool::new(server, Protocol::Redis)),
+        http: config.http.map(|server| Pool::new(server, Protocol::Http)),
+        seen: Mutex::default(),
+    });
+    let threads = Arc::new(());
+    for stream in listener.incoming() {
+        let (stream, service, thread) =
+            (stream.context("accept")?, Arc::clone(&service), Arc::clone(&threads));
+        ensure!(Arc::strong_count(&threads) <= THREADS_MAX, "more than {THREADS_MAX} connections");
+        thread::spawn(move || {
+            // The client sees a closed connection, and says which request failed.
+            let _ = service.serve(stream);
+            drop(thread);
+        });
+    }
+    Ok(())
+}
+
+/// Reads its configuration and serves: the whole of the program `test-service`.
+pub fn main() -> Result<()> {
+    let path = std::env::args_os().nth(1).context("usage: test-service CONFIG.json")?;
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    run(&serde_json::from_str(&text).context("configuration")?)
+}
