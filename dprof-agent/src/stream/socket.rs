@@ -440,7 +440,7 @@ impl Socket {
                     parser.end(direction, pos, parsed);
                 }
             }
-            Speech::Turns(turns) => turns.flush(parsed),
+            Speech::Turns(turns) => turns.end(parsed),
             Speech::Detecting(_) | Speech::Ignored | Speech::Opaque { .. } => {}
         }
     }

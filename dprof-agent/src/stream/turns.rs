@@ -15,6 +15,10 @@ pub(crate) const NAME: &str = "unknown";
 /// worse off, since a response is a message of its own.
 pub(crate) const TURN_IDLE_NS: u64 = 1_000_000_000;
 
+/// Largest record of TLS that holds no more than an alert: header, initialisation vector, alert, digest and padding
+/// of the widest cipher suite (AES-256-CBC with SHA-384, RFC 5289).
+const ALERT_BYTES_MAX: u64 = 5 + 16 + 64;
+
 /// Parser by change of direction.
 #[derive(Clone, Debug)]
 pub(crate) struct Turns {
@@ -70,6 +74,19 @@ impl Turns {
         out.push(Parsed::Message(message));
     }
 
+    /// The connection ended: as [`Turns::flush`], but what an encrypted connection says last and unanswered is its
+    /// `close_notify` when it is no longer than that. It comes at all only if the peer has not closed before.
+    pub(crate) fn end(&mut self, out: &mut Vec<Parsed>) {
+        let is_farewell = self.name == tls::NAME
+            && self.turn.is_some_and(|(direction, start, end)| {
+                direction == self.request_direction && end - start <= ALERT_BYTES_MAX
+            });
+        if is_farewell {
+            self.forget();
+        }
+        self.flush(out);
+    }
+
     /// Drops the growing message.
     pub(crate) fn forget(&mut self) {
         self.turn = None;
@@ -101,6 +118,26 @@ mod tests {
             })
             .collect();
         assert_eq!(text.join("; ").replace(' ', "_"), expected.replace(' ', "_"));
+    }
+
+    /// Messages of an encrypted connection that ends after these calls.
+    fn encrypted(calls: &[(Direction, u64, u64)]) -> usize {
+        let (mut turns, mut out) = (Turns::encrypted(Direction::Out, Vec::new()), Vec::new());
+        for (direction, start, end) in calls {
+            turns.feed(*direction, *start, *end, &mut out);
+        }
+        turns.end(&mut out);
+        out.len()
+    }
+
+    #[test]
+    fn a_farewell_is_no_exchange() {
+        use Direction::{In, Out};
+        let exchange = [(Out, 0, 80), (In, 0, 600)];
+        assert_eq!(encrypted(&exchange), 2);
+        assert_eq!(encrypted(&[&exchange[..], &[(Out, 80, 111)]].concat()), 2);
+        assert_eq!(encrypted(&[&exchange[..], &[(Out, 80, 166)]].concat()), 3);
+        assert_eq!(encrypted(&[&exchange[..], &[(Out, 80, 111), (In, 600, 631)]].concat()), 4);
     }
 
     #[test]
