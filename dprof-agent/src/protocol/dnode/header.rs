@@ -5,20 +5,20 @@
 //! `dyn_dnode_msg.c`, v0.5 to v0.6; v0.5 lacks SAMEDC.
 
 /// First bytes of every message.
-pub(super) const MAGIC: &[u8] = b"   $2014$ ";
+pub(in crate::protocol) const MAGIC: &[u8] = b"   $2014$ ";
 
 /// Longest key block, bytes: RSA of 8192 bits. Dynomite's own is 1024 bits.
 const KEY_BYTES_MAX: u64 = 1024;
 
 /// Longest header, bytes: magic, numbers of at most 20 digits, a key block.
-pub(super) const HEADER_BYTES_MAX: usize = 128 + KEY_BYTES_MAX as usize;
+pub(in crate::protocol) const HEADER_BYTES_MAX: usize = 128 + KEY_BYTES_MAX as usize;
 
 /// Longest payload, bytes: Dynomite's field is 32 bits wide.
 const PAYLOAD_BYTES_MAX: u64 = u32::MAX as u64;
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::protocol) enum Kind {
     /// A client's request for this node.
     Request,
     /// A client's request that this node passes on within its datacenter.
@@ -52,23 +52,23 @@ impl Kind {
 
 /// A header as read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Header {
+pub(in crate::protocol) struct Header {
     /// Counter of the process that sent the request.
-    pub(super) id: u64,
-    pub(super) kind: Kind,
+    pub(in crate::protocol) id: u64,
+    pub(in crate::protocol) kind: Kind,
     /// The payload cannot be read: encrypted (bit 0) or compressed (bit 1).
-    pub(super) is_opaque: bool,
+    pub(in crate::protocol) is_opaque: bool,
     /// Both nodes are in one datacenter.
-    pub(super) same_dc: bool,
+    pub(in crate::protocol) same_dc: bool,
     /// Bytes that follow.
-    pub(super) payload: u64,
+    pub(in crate::protocol) payload: u64,
     /// Bytes of the header itself.
-    pub(super) len: usize,
+    pub(in crate::protocol) len: usize,
 }
 
 /// What bytes are as a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Read {
+pub(in crate::protocol) enum Read {
     Header(Header),
     /// The beginning of one, perhaps.
     NeedMore,
@@ -76,7 +76,7 @@ pub(super) enum Read {
 }
 
 /// Reads the header that `bytes` start with.
-pub(super) fn read(bytes: &[u8]) -> Read {
+pub(in crate::protocol) fn read(bytes: &[u8]) -> Read {
     let mut fields = Fields { bytes, at: 0 };
     match header(&mut fields) {
         Ok(header) => Read::Header(header),
@@ -86,7 +86,7 @@ pub(super) fn read(bytes: &[u8]) -> Read {
 }
 
 /// Finds the first header in `bytes`, which may begin anywhere.
-pub(super) fn find(bytes: &[u8]) -> Read {
+pub(in crate::protocol) fn find(bytes: &[u8]) -> Read {
     let starts = (0..bytes.len()).filter(|&at| bytes[at] == MAGIC[0]);
     let mut reads = starts.map(|at| read(&bytes[at..])).filter(|read| *read != Read::No);
     reads.next().unwrap_or(Read::No)

@@ -6,7 +6,7 @@
 //! was lost between.
 
 mod frames;
-mod header;
+pub(super) mod header;
 mod payload;
 #[cfg(test)]
 mod tests;

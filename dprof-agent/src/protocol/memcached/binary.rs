@@ -8,8 +8,8 @@ mod header;
 
 use std::borrow::Cow;
 
-use self::header::{HEADER_BYTES, OPCODES, QUIT_QUIETLY, Reply, is_secret};
-pub(super) use self::header::{Header, REQUEST, RESPONSE, Stop};
+pub(super) use self::header::{HEADER_BYTES, Header, REQUEST, RESPONSE, Stop};
+use self::header::{OPCODES, QUIT_QUIETLY, Reply, is_secret};
 use super::order::{Answers, Order, Silent};
 use super::requests::HIT;
 use crate::protocol::capture::KeyCapture;

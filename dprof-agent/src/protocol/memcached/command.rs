@@ -126,6 +126,41 @@ const COMMANDS: [(&str, Shape, Class, bool); 31] = [
     ("mn", Shape::Alone, Class::MetaNoop, false),
 ];
 
+/// What a word of a line is, for masks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// The first: what is asked or answered.
+    Name,
+    Key,
+    /// Length, flags, time, unique number of `cas`.
+    Number,
+    /// A number that is a value.
+    Amount,
+    /// A meta flag.
+    Flag,
+    /// Anything else.
+    Other,
+}
+
+/// What word `at` (from 1) of the command of this name is.
+pub(super) fn word_of(name: &[u8], at: usize) -> Word {
+    let Some(&(name, shape, ..)) = COMMANDS.iter().find(|(known, ..)| known.as_bytes() == name) else {
+        return Word::Other;
+    };
+    match shape {
+        Shape::Keys(first) if at < first => Word::Number,
+        Shape::Keys(_) => Word::Key,
+        Shape::Store(_) | Shape::Key(..) | Shape::Meta | Shape::MetaStore if at == 1 => Word::Key,
+        Shape::Store(more) if at <= 4 + more => Word::Number,
+        Shape::Key(_, most) if at <= 1 + most && matches!(name, "incr" | "decr") => Word::Amount,
+        // `delete` may have one, or `noreply`.
+        Shape::Key(least, _) if at <= 1 + least => Word::Number,
+        Shape::MetaStore if at == 2 => Word::Number,
+        Shape::Meta | Shape::MetaStore => Word::Flag,
+        Shape::Store(_) | Shape::Key(..) | Shape::Words(_) | Shape::Any | Shape::Alone => Word::Other,
+    }
+}
+
 /// Whether this is a command's name.
 pub(super) fn is_a_name(bytes: &[u8]) -> bool {
     COMMANDS.iter().any(|(name, ..)| name.as_bytes() == bytes)

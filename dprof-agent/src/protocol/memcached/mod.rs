@@ -8,6 +8,7 @@ mod binary;
 mod command;
 mod first_words;
 mod order;
+pub(super) mod redact;
 mod replies;
 mod requests;
 #[cfg(test)]

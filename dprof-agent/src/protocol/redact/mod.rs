@@ -6,6 +6,7 @@
 //! the order of the stream, and kept only where a grammar says that it is structure. Bytes of a protocol that no
 //! grammar fits are masked all. Doubt masks.
 
+mod dnode;
 mod http;
 mod line;
 mod target;
@@ -13,7 +14,11 @@ mod target;
 use std::collections::VecDeque;
 
 use super::Direction;
+use super::memcached::redact::{
+    PacketMask, TextMask, starts_with_a_command, starts_with_a_packet, starts_with_a_reply,
+};
 use super::resp::redact::{RespMask, Role};
+use dnode::{DnodeMask, starts_with_a_header};
 use http::HttpMask;
 use line::{LineMask, Outcome};
 
@@ -58,6 +63,22 @@ struct Exchange {
     methods: VecDeque<Method>,
     /// The connection became something else (upgrade, CONNECT).
     is_opaque: bool,
+    /// What the connection was found to speak, of what cannot be told from a message alone.
+    tongue: Option<Tongue>,
+    /// This is about the payloads of another protocol.
+    is_inside: bool,
+    /// About the payloads of this one.
+    inside: Option<Box<Self>>,
+}
+
+/// Protocols whose messages are masked only on connections that are known to speak them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tongue {
+    MemcachedText,
+    MemcachedBinary,
+    Dnode,
+    /// None of these: each message of Redis and HTTP shows what it is.
+    Other,
 }
 
 #[derive(Debug)]
@@ -82,6 +103,9 @@ enum State {
         is_guess: bool,
     },
     Http(Box<HttpMask>),
+    Text(Box<TextMask>),
+    Packet(Box<PacketMask>),
+    Dnode(Box<DnodeMask>),
 }
 
 const LINE_END: [u8; 2] = *b"\r\n";
@@ -139,7 +163,7 @@ impl ConnectionMask {
 impl StreamMask {
     fn mask(&mut self, mut bytes: &mut [u8], has_turned: bool, exchange: &mut Exchange) {
         if let State::Lost { before } = self.state
-            && self.is_at_boundary(bytes[0], has_turned, before)
+            && self.is_at_boundary(bytes[0], has_turned, before, exchange)
         {
             self.state = State::Start;
         }
@@ -154,15 +178,24 @@ impl StreamMask {
 
     /// Whether a message may start with this first byte of a call, although what came before is not known. The
     /// first bytes after the other side's were written after those were read; and a call may start after a line.
-    fn is_at_boundary(&self, first: u8, has_turned: bool, before: [u8; 2]) -> bool {
+    fn is_at_boundary(&self, first: u8, has_turned: bool, before: [u8; 2], exchange: &Exchange) -> bool {
         (first.is_ascii_alphabetic() && (has_turned || before == LINE_END))
             || (RespMask::may_start(first) && has_turned && self.role != Role::Requests && first != b'*')
             || (first == b'*' && has_turned && self.role == Role::Replies)
+            // Perhaps a header; the start of a message looks for a whole one.
+            || (has_turned && matches!(first, 0x80 | 0x81 | b' '))
+            || (has_turned && first.is_ascii_digit() && exchange.tongue == Some(Tongue::MemcachedText))
     }
 
     /// Masks bytes of a lost stream up to where a command of Redis may start: an array after a line end.
-    fn seek(&mut self, mut before: [u8; 2], bytes: &mut [u8]) -> usize {
-        for (idx, byte) in bytes.iter_mut().enumerate() {
+    fn seek(&mut self, mut before: [u8; 2], bytes: &mut [u8], exchange: &Exchange) -> usize {
+        let is_dnode = exchange.tongue == Some(Tongue::Dnode);
+        for idx in 0..bytes.len() {
+            if is_dnode && bytes[idx] == b' ' && starts_with_a_header(&bytes[idx..]) {
+                self.state = State::Dnode(Box::default());
+                return idx;
+            }
+            let byte = &mut bytes[idx];
             if *byte == b'*' && before == LINE_END && self.role != Role::Replies {
                 self.state = State::Resp { mask: Box::new(RespMask::new(Role::Unknown)), is_guess: true };
                 return idx;
@@ -182,16 +215,29 @@ impl StreamMask {
         match &mut self.state {
             State::Lost { before } => {
                 let before = *before;
-                self.seek(before, bytes)
+                self.seek(before, bytes, exchange)
             }
             State::Start => {
-                match bytes[0] {
-                    b'\r' | b'\n' => return 1,
-                    byte if RespMask::may_start(byte) => {
+                if exchange.tongue.is_none() {
+                    exchange.tongue = self.tongue(bytes, exchange.is_inside);
+                }
+                match (exchange.tongue, bytes[0]) {
+                    (Some(Tongue::MemcachedBinary), _) => self.state = State::Packet(Box::default()),
+                    (Some(Tongue::Dnode), _) => self.state = State::Dnode(Box::default()),
+                    (_, b'\r' | b'\n') => return 1,
+                    (Some(Tongue::MemcachedText), _) => {
+                        let is_reply = match self.role {
+                            Role::Requests => false,
+                            Role::Replies => true,
+                            Role::Unknown => starts_with_a_reply(bytes),
+                        };
+                        self.state = State::Text(Box::new(TextMask::new(is_reply)));
+                    }
+                    (_, byte) if RespMask::may_start(byte) => {
                         let mask = Box::new(RespMask::new(self.role));
                         self.state = State::Resp { mask, is_guess: false };
                     }
-                    byte if byte.is_ascii_alphabetic() => self.state = State::Line(Box::default()),
+                    (_, byte) if byte.is_ascii_alphabetic() => self.state = State::Line(Box::default()),
                     _ => self.state = State::LOST,
                 }
                 0
@@ -205,6 +251,9 @@ impl StreamMask {
                         self.state = State::Start;
                     }
                 } else {
+                    if progress == Progress::Done {
+                        exchange.tongue.get_or_insert(Tongue::Other);
+                    }
                     self.progress(progress);
                 }
                 n
@@ -216,6 +265,7 @@ impl StreamMask {
                     Outcome::Command => self.state = State::Start,
                     Outcome::Unknown => self.state = State::LOST,
                     Outcome::Http(head) => {
+                        exchange.tongue.get_or_insert(Tongue::Other);
                         self.state = State::Http(Box::new(HttpMask::new(head, exchange)));
                     }
                 }
@@ -226,6 +276,35 @@ impl StreamMask {
                 self.progress(progress);
                 n
             }
+            State::Text(mask) => {
+                let (n, progress) = mask.mask(bytes);
+                self.progress(progress);
+                n
+            }
+            State::Packet(mask) => {
+                let (n, progress) = mask.mask(bytes);
+                self.progress(progress);
+                n
+            }
+            State::Dnode(mask) => {
+                let (n, progress) = mask.mask(bytes, exchange);
+                self.progress(progress);
+                n
+            }
+        }
+    }
+
+    /// What these first bytes of a message show the connection to speak.
+    fn tongue(&self, bytes: &[u8], is_inside: bool) -> Option<Tongue> {
+        match bytes[0] {
+            b' ' if !is_inside && starts_with_a_header(bytes) => Some(Tongue::Dnode),
+            0x80 | 0x81 if starts_with_a_packet(bytes) => Some(Tongue::MemcachedBinary),
+            first if first.is_ascii_alphabetic() => {
+                let is_one = (self.role != Role::Replies && starts_with_a_command(bytes))
+                    || (self.role != Role::Requests && starts_with_a_reply(bytes));
+                is_one.then_some(Tongue::MemcachedText)
+            }
+            _ => None,
         }
     }
 
@@ -242,6 +321,9 @@ impl StreamMask {
             let (skipped, progress) = match &mut self.state {
                 State::Resp { mask, .. } => mask.skip(len),
                 State::Http(mask) => mask.skip(len, exchange),
+                State::Text(mask) => mask.skip(len),
+                State::Packet(mask) => mask.skip(len),
+                State::Dnode(mask) => mask.skip(len, exchange),
                 State::Start | State::Lost { .. } | State::Line(_) => (0, Progress::Bad),
             };
             self.progress(progress);
@@ -255,6 +337,11 @@ impl StreamMask {
 }
 
 impl Exchange {
+    /// What the payloads of this protocol's messages tell each other.
+    fn inside(&mut self) -> &mut Self {
+        self.inside.get_or_insert_with(|| Box::new(Self { is_inside: true, ..Self::default() }))
+    }
+
     /// A request was sent.
     fn request(&mut self, method: Method) {
         if self.methods.len() < METHODS_MAX {

@@ -38,12 +38,20 @@ fn protocol(name: &str) -> &'static dyn Protocol {
 /// `secret` words is left.
 #[track_caller]
 fn check_same(name: &str, joined: bool, input: &str) {
-    let original = steps(input);
+    check_same_after("", name, joined, input);
+}
+
+/// [`check_same`] of a connection that starts with an `opening` that is not cut: what shows its protocol.
+#[track_caller]
+fn check_same_after(opening: &str, name: &str, joined: bool, input: &str) {
+    let opening = steps(opening);
+    let rest = steps(input);
+    let original = [&opening[..], &rest].concat();
     let said = show(&run(protocol(name), joined, &original));
     let mut rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let mut parts = vec![original.clone(), cut(&original, |_| 1)];
-    parts.extend((0..20).map(|_| cut(&original, |left| 1 + rng.next_u32() as usize % left.min(40))));
-    for part in parts {
+    let mut parts = vec![rest.clone(), cut(&rest, |_| 1)];
+    parts.extend((0..20).map(|_| cut(&rest, |left| 1 + rng.next_u32() as usize % left.min(40))));
+    for part in parts.into_iter().map(|part| [&opening[..], &part].concat()) {
         let masked = mask(&part, joined, Some(Direction::Out));
         assert_eq!(show(&run(protocol(name), joined, &masked)), said, "of\n{input}\nmasked\n{masked:?}");
         for direction in [Direction::Out, Direction::In] {
@@ -285,4 +293,83 @@ fn holes_in_http_read_the_same() {
          <| HTTP/1.1 200 OK|Content-Length: 1||a",
     );
     check_same("http", true, ">| dy|\n<| secret\n>| GET / HTTP/1.1||\n<| HTTP/1.1 204 No||");
+}
+
+#[test]
+fn of_memcached_names_keys_and_lengths_stay() {
+    check_written(">| set k 7 -1 6 noreply|secret|get a b|", "set k 7 -1 6 noreply ?????? get a b");
+    check_written(">| set k 7 0 6|secret|incr n 42|foo secret|", "set k 7 0 6 ?????? incr n 11 fxx ??????");
+    check_written(
+        ">| ms k 6 T30 Osecre Isecret|secret|mg k v D15 q|",
+        "ms k 6 T11 Osecre I?????? ?????? mg k v D11 q",
+    );
+    check_written(
+        ">| gets a|\n<| VALUE a 7 6 12|secret|END|STORED|42|CLIENT_ERROR secret|SERVER_ERROR object too large|",
+        "< VALUE a 7 6 12 ?????? END STORED 11 CLIENT_ERROR ?????? SERVER_ERROR object too large",
+    );
+    // Words of an inline command of Redis are not taken for numbers of memcached.
+    check_written(">| set pin 1234|", "set pin ????");
+    check_written(">| set pin 1 2 x|", "set pin ? ? ?");
+}
+
+#[test]
+fn memcached_reads_the_same() {
+    for input in [
+        ">| set a 0 0 6|secret|get a b|\n<| STORED|VALUE a 0 6|secret|END|",
+        ">| cas a 0 -1 6 99 noreply|secret|incr n 5|\n<| 6|",
+        ">| ms a 6 T0 q|secret|mg a v k O77|mn|\n<| VA 6 ka O77|secret|MN|",
+        ">| stats items|\n<| STAT items:1:number 5|STAT x secret|END|",
+        ">| set a 0 0 6|secret|\n<| SERVER_ERROR object too large for cache|\n>| delete a|\n<| NOT_FOUND|",
+        ">| set a 0 0 6|secret|bogus secret|version|\n<| STORED|ERROR|VERSION 1.6.18|",
+        ">| set a 0 0 50|secret\n>~ 44\n>| |get a|\n<| STORED|VALUE a 0 50|secret\n<~ 44\n<| |END|",
+    ] {
+        check_same_after(">| version|\n<| VERSION secret|", "memcached", false, input);
+        check_same_after("<| et|END|\n>| set a 0 0 6|secret|\n<| STORED|", "memcached", true, input);
+    }
+}
+
+/// A packet of memcached's binary protocol, as text of [`steps`].
+fn packet(is_response: bool, opcode: u8, extras: &[u8], key: &str, value: &str) -> String {
+    let body = (extras.len() + key.len() + value.len()) as u32;
+    let mut bytes =
+        vec![if is_response { 0x81 } else { 0x80 }, opcode, 0, key.len() as u8, extras.len() as u8, 0, 0, 0];
+    bytes.extend(body.to_be_bytes());
+    bytes.extend([0, 0, 0, 9]);
+    bytes.extend([0; 8]);
+    bytes.extend([extras, key.as_bytes(), value.as_bytes()].concat());
+    bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect()
+}
+
+#[test]
+fn memcached_packets_read_the_same() {
+    let set = packet(false, 0x01, &[0; 8], "a", "secret");
+    let get = packet(false, 0x00, &[], "a", "");
+    let (stored, value) = (packet(true, 0x01, &[], "", ""), packet(true, 0x00, &[0; 4], "", "secret"));
+    let opening = format!(">\" {get}\n<\" {value}").replace("secret", "letter");
+    check_same_after(&opening, "memcached", false, &format!(">\" {set}{get}\n<\" {stored}{value}"));
+    let login = packet(false, 0x21, &[], "secret", "secret");
+    check_same_after(&opening, "memcached", false, &format!(">\" {get}{login}\n<\" {value}"));
+}
+
+#[test]
+fn dnode_reads_the_same() {
+    let request = "*3|$3|SET|$1|a|$6|secret|";
+    let framed = |id: u32, kind: u8, payload: &str| {
+        let len = payload.replace('|', "\r\n").len();
+        format!("   $2014$ {id} {kind} 0 1 1 *1 d *{len}|{payload}")
+    };
+    for (request, reply) in [
+        (request, "+OK|"),
+        ("*2|$3|GET|$1|a|", "$6|secret|"),
+        ("set a 0 0 6|secret|", "STORED|"),
+        ("gets a|", "VALUE a 0 6 1|secret|END|"),
+    ] {
+        let (first, second) = (framed(1, 3, request), framed(2, 4, request));
+        let (one, two) = (framed(1, 5, reply), framed(2, 5, reply));
+        let opening = format!(">| {first}\n<| {one}");
+        check_same_after(&opening, "dnode", false, &format!(">| {first}{second}\n<| {one}{two}"));
+        check_same_after(&opening, "dnode", false, &format!(">~ 20\n>| secret {first}\n<| {two}"));
+    }
+    let gossip = framed(1, 7, "secret|");
+    check_same_after(&format!(">| {}", framed(1, 3, request)), "dnode", false, &format!(">| {gossip}"));
 }

@@ -7,7 +7,7 @@ pub(in super::super) const REQUEST: u8 = 0x80;
 /// First byte of a response.
 pub(in super::super) const RESPONSE: u8 = 0x81;
 
-pub(super) const HEADER_BYTES: usize = 24;
+pub(in super::super) const HEADER_BYTES: usize = 24;
 /// Longest extras and longest key, bytes.
 const EXTRAS_BYTES_MAX: u8 = 32;
 const KEY_BYTES_MAX: u16 = 250;
@@ -83,7 +83,7 @@ pub(in super::super) struct Header {
     pub(super) key: u16,
     pub(super) extras: u8,
     pub(super) status: u16,
-    pub(super) body: u32,
+    pub(in super::super) body: u32,
     pub(super) opaque: u32,
 }
 
@@ -122,6 +122,16 @@ impl Header {
         let opaque = long(12)?;
         byte(HEADER_BYTES - 1)?;
         Ok(Self { is_response, opcode, operation, reply, key, extras, status, body, opaque })
+    }
+
+    /// Whether byte `at` of the body is written to a recording: extras and key, no number that is a value, no secret.
+    pub(in super::super) fn keeps(&self, at: u64) -> bool {
+        let extras = u64::from(self.extras);
+        if at < extras {
+            !matches!(self.operation, "incr" | "decr")
+        } else {
+            at < extras + u64::from(self.key) && !is_secret(self.opcode)
+        }
     }
 
     pub(super) const fn is_quiet(&self) -> bool {
