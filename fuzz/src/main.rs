@@ -1,36 +1,66 @@
-//! The bounded loop as a program: `dprof-fuzz TARGET|all [EXECUTIONS] [SEED]`. Prints one line per target.
+//! The bounded loop as a program: `dprof-fuzz TARGET|all [EXECUTIONS] [SEED]` prints one line per target. For libFuzzer:
+//! `dprof-fuzz targets` prints their names, `dprof-fuzz seeds TARGET FOLDER` writes the inputs to begin with.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use dprof_fuzz::{TARGETS, mutate};
+use dprof_fuzz::{TARGETS, Target, mutate};
 
 /// Executions per target when no number is given.
 const EXECUTIONS_DEFAULT: u64 = 1_000_000;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let name = args.first().map_or("all", String::as_str);
-    let number = |idx: usize, default| args.get(idx).map_or(Some(default), |text| text.parse().ok());
-    let (Some(executions), Some(seed)) = (number(1, EXECUTIONS_DEFAULT), number(2, 1)) else {
-        eprintln!("error: give numbers: dprof-fuzz TARGET|all [EXECUTIONS] [SEED]");
-        return ExitCode::from(2);
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match words[..] {
+        ["targets"] => {
+            TARGETS.iter().for_each(|target| println!("{}", target.name));
+            Ok(())
+        }
+        ["seeds", name, folder] => targets(name)
+            .and_then(|targets| targets.iter().try_for_each(|target| write_seeds(target, Path::new(folder)))),
+        _ => run(&words),
     };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The target of this name, or all of them.
+fn targets(name: &str) -> Result<Vec<Target>, String> {
     let targets: Vec<_> =
         TARGETS.iter().filter(|target| name == "all" || target.name == name).copied().collect();
     if targets.is_empty() {
         let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
-        eprintln!("error: there is no target '{name}': give one of {}, all", names.join(", "));
-        return ExitCode::from(2);
+        return Err(format!("there is no target '{name}': give one of {}, all", names.join(", ")));
     }
-    for target in targets {
+    Ok(targets)
+}
+
+fn run(words: &[&str]) -> Result<(), String> {
+    let number = |idx: usize, default| match words.get(idx) {
+        None => Ok(default),
+        Some(word) => word.parse().map_err(|_| format!("'{word}' is no number: TARGET|all [EXECUTIONS] [SEED]")),
+    };
+    let (executions, seed) = (number(1, EXECUTIONS_DEFAULT)?, number(2, 1)?);
+    for target in targets(words.first().unwrap_or(&"all"))? {
         let start = Instant::now();
-        if let Err(error) = mutate::run(&target, executions, seed) {
-            eprintln!("error: seed {seed}: {error}");
-            return ExitCode::FAILURE;
-        }
+        mutate::run(&target, executions, seed).map_err(|error| format!("seed {seed}: {error}"))?;
         let seconds = start.elapsed().as_secs_f64();
         println!("{:<9} {executions} executions of seed {seed} in {seconds:.1} s, none failed", target.name);
     }
-    ExitCode::SUCCESS
+    Ok(())
+}
+
+fn write_seeds(target: &Target, folder: &Path) -> Result<(), String> {
+    for (n, seed) in (target.seeds)().into_iter().enumerate() {
+        let file = folder.join(format!("seed-{n:04}"));
+        std::fs::write(&file, seed).map_err(|error| format!("write {}: {error}", file.display()))?;
+    }
+    Ok(())
 }

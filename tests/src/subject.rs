@@ -115,6 +115,28 @@ pub fn haproxy(folder: &Path, server: &Subject, relay: Relay) -> Result<Subject>
     Ok(Subject { program, port })
 }
 
+/// HAProxy that passes HTTP requests on to `server`, one by one over connections that it shares between clients, and
+/// the address that tells its counters.
+pub fn haproxy_http(folder: &Path, server: &Subject) -> Result<(Subject, SocketAddr)> {
+    let (port, counters) = (free_port()?, free_port()?);
+    let text = format!(
+        "global\n  nbthread 1\n  maxconn 4096\n\
+         defaults\n  mode http\n  timeout connect 10s\n  timeout client 60s\n  timeout server 60s\n\
+         frontend front\n  bind 127.0.0.1:{port}\n  default_backend back\n\
+         backend back\n  http-reuse always\n  server one 127.0.0.1:{}\n\
+         frontend counters\n  bind 127.0.0.1:{counters}\n  stats enable\n  stats uri /counters\n",
+        server.port
+    );
+    let config = folder.join(format!("haproxy-{port}.cfg"));
+    fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
+    let mut command = Command::new(find("haproxy"));
+    command.args(["-db", "-f"]).arg(&config);
+    let mut program = Program::start(&format!("haproxy-{port}"), folder, &mut command)?;
+    let counters = (Ipv4Addr::LOCALHOST, counters).into();
+    program.wait_until(READY_WITHIN, "answers", |_| get(counters, "/counters;csv").ok())?;
+    Ok((Subject { program, port }, counters))
+}
+
 /// What nutcracker's servers speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behind {
@@ -221,6 +243,11 @@ pub fn certificate(folder: &Path, name: &str) -> Result<()> {
 /// nginx that serves the files of `folder/html`.
 pub fn nginx(folder: &Path) -> Result<Subject> {
     nginx_with(folder, "", "")
+}
+
+/// The same, with its counters at `/counters`.
+pub fn nginx_counted(folder: &Path) -> Result<Subject> {
+    nginx_with(folder, "", "location = /counters { stub_status; }")
 }
 
 /// nginx that asks `server` for everything below `/item/`, over a new connection each time.

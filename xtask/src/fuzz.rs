@@ -16,9 +16,6 @@ use crate::interrupt::Interrupt;
 use crate::paths;
 use crate::step::Steps;
 
-/// Names in `fuzz/src/lib.rs`, which is no part of this workspace.
-const TARGETS: [&str; 8] = ["resp", "http1", "memcached", "dnode", "tls", "dialogue", "redact", "events"];
-
 /// Executions of a round of the loop: a few seconds, so that the time given is kept.
 const ROUND_EXECUTIONS: u64 = 200_000;
 
@@ -34,8 +31,9 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
 /// What to fuzz, and for how long.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// One target: resp, http1, memcached, dnode, tls, dialogue, redact or events [default: all]
-    target: Option<String>,
+    /// A target, as `fuzz/src/lib.rs` names them
+    #[arg(default_value = "all")]
+    target: String,
     /// For each target
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
@@ -46,24 +44,47 @@ pub(crate) struct Options {
 
 /// Runs the targets.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let targets: Vec<&str> = match &options.target {
-        None => TARGETS.to_vec(),
-        Some(name) => match TARGETS.into_iter().find(|target| target == name) {
-            Some(target) => vec![target],
-            None => bail!("there is no target '{name}': give one of {}", TARGETS.join(", ")),
-        },
-    };
     let steps = Steps::new()?;
-    if !options.loop_only && installed("g++").is_some() {
-        let programs = build(&steps, &targets)?;
-        return targets.iter().try_for_each(|target| guided(&steps, &programs, target, options.seconds));
-    }
-    steps.say("bounded loop without coverage: libFuzzer is compiled with g++, which is not there");
     let mut command = cargo();
     command.arg("--target-dir").arg(paths::root().join("target/fuzz-loop"));
     steps.run("build the fuzz targets", &mut command)?;
     let program = paths::root().join("target/fuzz-loop/release/dprof-fuzz");
+    let known = said_by(&program, &["targets"])?;
+    let targets: Vec<&str> =
+        known.lines().filter(|name| options.target == "all" || options.target == *name).collect();
+    if targets.is_empty() {
+        let names: Vec<_> = known.lines().collect();
+        bail!("there is no target '{}': give one of {}, all", options.target, names.join(", "));
+    }
+    if !options.loop_only && installed("g++").is_some() {
+        let programs = build(&steps, &targets)?;
+        return targets.into_iter().try_for_each(|target| {
+            let corpus = corpus(&program, target)?;
+            guided(&steps, &programs.join(target), target, &corpus, options.seconds)
+        });
+    }
+    if !options.loop_only {
+        steps.say("bounded loop without coverage: libFuzzer is compiled with g++, which is not there");
+    }
     targets.into_iter().try_for_each(|target| rounds(&steps, &program, target, options.seconds))
+}
+
+/// What a program prints.
+fn said_by(program: &Path, args: &[&str]) -> Result<String> {
+    let output =
+        Command::new(program).args(args).output().with_context(|| format!("start {}", program.display()))?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The folder of a target's inputs, which grows from run to run, with its seeds in it.
+fn corpus(program: &Path, target: &str) -> Result<PathBuf> {
+    let corpus = paths::root().join("fuzz/corpus").join(target);
+    std::fs::create_dir_all(&corpus).with_context(|| format!("make {}", corpus.display()))?;
+    said_by(program, &["seeds", target, &corpus.to_string_lossy()])?;
+    Ok(corpus)
 }
 
 fn cargo() -> Command {
@@ -84,17 +105,14 @@ fn build(steps: &Steps, targets: &[&str]) -> Result<PathBuf> {
     Ok(target_dir.join(TRIPLE).join("release"))
 }
 
-/// One target under libFuzzer. The corpus grows from run to run; an input that fails is written beside it.
-fn guided(steps: &Steps, programs: &Path, target: &str, seconds: u64) -> Result<()> {
-    let corpus = paths::root().join("fuzz/corpus").join(target);
+/// One target under libFuzzer; an input that fails is written to `fuzz/artifacts`.
+fn guided(steps: &Steps, program: &Path, target: &str, corpus: &Path, seconds: u64) -> Result<()> {
     let artifacts = paths::root().join("fuzz/artifacts").join(target);
-    for folder in [&corpus, &artifacts] {
-        std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    }
-    let output = Command::new(programs.join(target))
+    std::fs::create_dir_all(&artifacts).with_context(|| format!("make {}", artifacts.display()))?;
+    let output = Command::new(program)
         .args([format!("-max_total_time={seconds}"), "-max_len=2048".to_owned()])
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
-        .arg(&corpus)
+        .arg(corpus)
         .output()
         .with_context(|| format!("start {target}"))?;
     steps.interrupt().check()?;
@@ -123,13 +141,7 @@ fn rounds(steps: &Steps, program: &Path, target: &str, seconds: u64) -> Result<(
     while clock::now() < deadline {
         interrupt.check()?;
         n_rounds += 1;
-        let output = Command::new(program)
-            .args([target, &ROUND_EXECUTIONS.to_string(), &n_rounds.to_string()])
-            .output()
-            .with_context(|| format!("start {}", program.display()))?;
-        if !output.status.success() {
-            bail!("{}", String::from_utf8_lossy(&output.stderr).trim_end());
-        }
+        said_by(program, &[target, &ROUND_EXECUTIONS.to_string(), &n_rounds.to_string()])?;
     }
     steps.say(&format!("{target}: {} executions, none failed", n_rounds * ROUND_EXECUTIONS));
     Ok(())
