@@ -18,6 +18,7 @@ use dprof_store::{DEFAULT_STORE, Retention, StoreUrl};
 pub use self::guard::Guard;
 use self::guard::GuardArgs;
 use self::kept::KeptArgs;
+pub use self::kept::RecordOptions;
 use crate::config::{self, Config};
 use crate::deliver::SpoolOptions;
 use crate::link::{EvidenceSet, LinkOptions};
@@ -198,15 +199,6 @@ pub enum Input {
     Kernel(KernelOptions),
     /// A recording.
     Replay(PathBuf),
-}
-
-/// A recording to write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecordOptions {
-    /// File.
-    pub path: PathBuf,
-    /// Values are masked.
-    pub redacted: bool,
 }
 
 /// Limits of the engine that the configuration may change; `None` keeps the constant beside the stage.
