@@ -3,6 +3,7 @@
 //! What a reader would get wrong: an option on the command line wins over the configuration file, which wins
 //! over the default; lists are not joined. Nothing after this module asks where a value came from.
 
+mod guard;
 pub(crate) mod kept;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,10 @@ use dprof_common::model::EvidenceKind;
 use dprof_common::units::{parse_bytes, parse_duration, parse_signed_duration};
 use dprof_store::{DEFAULT_STORE, Retention, StoreUrl};
 
+pub use self::guard::Guard;
+use self::guard::GuardArgs;
 use self::kept::KeptArgs;
+pub use self::kept::RecordOptions;
 use crate::config::{self, Config};
 use crate::deliver::SpoolOptions;
 use crate::link::{EvidenceSet, LinkOptions};
@@ -145,6 +149,8 @@ struct RunArgs {
     summary: bool,
     #[command(flatten)]
     kept: KeptArgs,
+    #[command(flatten)]
+    guard: GuardArgs,
     /// Read events from a recording instead of the kernel
     #[arg(
         long,
@@ -193,15 +199,6 @@ pub enum Input {
     Kernel(KernelOptions),
     /// A recording.
     Replay(PathBuf),
-}
-
-/// A recording to write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecordOptions {
-    /// File.
-    pub path: PathBuf,
-    /// Values are masked.
-    pub redacted: bool,
 }
 
 /// Limits of the engine that the configuration may change; `None` keeps the constant beside the stage.
@@ -254,6 +251,8 @@ pub struct Options {
     pub clock_drift_ppm: f64,
     /// Control socket; `None`: none.
     pub socket: Option<PathBuf>,
+    /// Who may look at the agent, and what it may itself.
+    pub guard: Guard,
     /// 0 warnings, 1 information, 2 debug.
     pub verbose: u8,
     /// Things that the configuration file says and nobody understands.
@@ -295,12 +294,14 @@ fn one_line(rendered: &str) -> String {
 }
 
 fn options(args: RunArgs, config: Config, warnings: Vec<String>) -> Result<Options, String> {
-    let store = match (&args.store, config.store) {
+    let store = match (&args.store, &config.store) {
         (Some(url), _) => Some(option("--store", url.parse::<StoreUrl>())?),
         (None, _) if args.summary => None,
-        (None, Some(url)) => Some(url),
+        (None, Some(url)) => Some(url.clone()),
         (None, None) => Some(option("--store", DEFAULT_STORE.parse::<StoreUrl>())?),
     };
+    let store = store.map(|url| args.guard.log_in(url, &config)).transpose()?;
+    let guard = args.guard.guard(&config)?;
     let max_open_ns = match &args.max_open {
         Some(text) => duration_in("--max-open", text, MAX_OPEN_NS)?,
         None => config.max_open_ns.unwrap_or(MAX_OPEN_NS_DEFAULT),
@@ -364,6 +365,7 @@ fn options(args: RunArgs, config: Config, warnings: Vec<String>) -> Result<Optio
         clock_offset_ns,
         clock_drift_ppm,
         socket,
+        guard,
         verbose: args.verbose,
         warnings,
     })
@@ -659,6 +661,10 @@ mod tests {
     #[test]
     fn usage_errors_are_one_line_with_a_hint() {
         check_error("--prot 1", "unexpected argument '--prot' found; a similar argument exists: '--port'");
+        check_error(
+            "--store cassandra://joe:secret@host/dprof",
+            "a store's URL holds no user and no password",
+        );
         check_error("--store nowhere", "--store: 'nowhere' is not a store: use sqlite:DIR");
         check_error("--config /no/such/file", "/no/such/file");
         check_error("doctr", "see dprof-agent --help");

@@ -39,6 +39,12 @@ const SPOOL_BYTES_MIN: u64 = 1 << 20;
 pub struct Config {
     /// `store`
     pub store: Option<StoreUrl>,
+    /// `store_credentials`
+    pub store_credentials: Option<PathBuf>,
+    /// `metrics`
+    pub metrics: Option<String>,
+    /// `metrics_remote`
+    pub metrics_remote: bool,
     /// `host`
     pub host: Option<String>,
     /// `socket`
@@ -82,6 +88,9 @@ pub struct Filters {
 #[derive(Default)]
 struct File {
     store: Option<String>,
+    store_credentials: Option<PathBuf>,
+    metrics: Option<String>,
+    metrics_remote: bool,
     host: Option<String>,
     socket: Option<PathBuf>,
     unknown: bool,
@@ -146,6 +155,9 @@ const KEYS: [(&str, &[&str]); 7] = [
         "",
         &[
             "store",
+            "store_credentials",
+            "metrics",
+            "metrics_remote",
             "host",
             "socket",
             "unknown",
@@ -222,6 +234,9 @@ fn check(file: File) -> Result<Config, String> {
     let limits = &file.limits;
     Ok(Config {
         store,
+        store_credentials: file.store_credentials,
+        metrics: file.metrics,
+        metrics_remote: file.metrics_remote,
         host: file.host,
         socket: file.socket,
         unknown: file.unknown,

@@ -16,8 +16,6 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::pipeline::Question;
 
-/// Its members may ask.
-const GROUP: &str = "dprof";
 /// A question is a short line.
 const LINE_BYTES_MAX: u64 = 4096;
 /// Questions answered at once; further ones wait in the socket's queue.
@@ -57,9 +55,16 @@ impl Drop for Control {
     }
 }
 
-/// Listens at `path` within the running tokio runtime. A file left by a dead agent is replaced; a live agent's is
-/// an error.
-pub fn start(path: &Path, questions: mpsc::Sender<Question>) -> anyhow::Result<Control> {
+/// A socket that listens, but does not yet answer.
+#[derive(Debug)]
+pub struct Bound {
+    path: PathBuf,
+    listener: std::os::unix::net::UnixListener,
+}
+
+/// Listens at `path`, while the process still may. A file left by a dead agent is replaced; a live agent's is an
+/// error.
+pub fn bind(path: &Path) -> anyhow::Result<Bound> {
     if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
@@ -68,44 +73,40 @@ pub fn start(path: &Path, questions: mpsc::Sender<Question>) -> anyhow::Result<C
     }
     // Nothing answers: a left-over, or nothing at all.
     let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path).with_context(|| format!("listen at {}", path.display()))?;
+    let listener = std::os::unix::net::UnixListener::bind(path)
+        .with_context(|| format!("listen at {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    listener.set_nonblocking(true)?;
     give_to_caller(path);
-    let clients = std::sync::Arc::new(tokio::sync::Semaphore::new(CLIENTS_MAX));
-    let task = tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let Ok(permit) = std::sync::Arc::clone(&clients).acquire_owned().await else { return };
-            let questions = questions.clone();
-            tokio::spawn(async move {
-                // A client that goes away early is its own affair.
-                let _ = tokio::time::timeout(PATIENCE, serve(client, questions)).await;
-                drop(permit);
-            });
-        }
-    });
-    Ok(Control { path: path.to_owned(), task })
+    Ok(Bound { path: path.to_owned(), listener })
 }
 
-/// The user who called sudo may ask too; without one, the members of group `dprof`, if there is one.
-fn give_to_caller(path: &Path) {
-    let id = |name: &str| std::env::var(name).ok().and_then(|id| id.parse::<u32>().ok());
-    let groups = || std::fs::read_to_string("/etc/group").ok();
-    let result = match (id("SUDO_UID"), id("SUDO_GID")) {
-        (Some(uid), Some(gid)) => std::os::unix::fs::chown(path, Some(uid), Some(gid)),
-        _ => match groups().and_then(|groups| group_id(&groups, GROUP)) {
-            Some(gid) => std::os::unix::fs::chown(path, None, Some(gid)),
-            None => Ok(()),
-        },
-    };
-    if let Err(error) = result {
-        log::warn!("{} stays with the agent's user: {error}", path.display());
+impl Bound {
+    /// Answers from now on, within the running tokio runtime.
+    pub fn serve(self, questions: mpsc::Sender<Question>) -> anyhow::Result<Control> {
+        let listener = UnixListener::from_std(self.listener)?;
+        let clients = std::sync::Arc::new(tokio::sync::Semaphore::new(CLIENTS_MAX));
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(permit) = std::sync::Arc::clone(&clients).acquire_owned().await else { return };
+                let questions = questions.clone();
+                tokio::spawn(async move {
+                    // A client that goes away early is its own affair.
+                    let _ = tokio::time::timeout(PATIENCE, serve(client, questions)).await;
+                    drop(permit);
+                });
+            }
+        });
+        Ok(Control { path: self.path, task })
     }
 }
 
-/// A group's id in the text of `/etc/group`.
-fn group_id(groups: &str, name: &str) -> Option<u32> {
-    let mut lines = groups.lines().map(|line| line.split(':'));
-    lines.find_map(|mut fields| (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?)
+/// The user who called sudo may ask, and so may those who may read the stores of this machine.
+fn give_to_caller(path: &Path) {
+    let uid = std::env::var("SUDO_UID").ok().and_then(|id| id.parse::<u32>().ok());
+    if let Err(error) = std::os::unix::fs::chown(path, uid, dprof_store::readers_gid()) {
+        log::warn!("{} stays with the agent's user: {error}", path.display());
+    }
 }
 
 async fn serve(client: UnixStream, questions: mpsc::Sender<Question>) -> anyhow::Result<()> {
@@ -139,19 +140,6 @@ fn ask(request: &Request, questions: &mpsc::Sender<Question>) -> anyhow::Result<
             let named: serde_json::Map<String, serde_json::Value> =
                 counters.iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
             Ok(serde_json::json!({ "counters": named }))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_group_is_found_by_its_whole_name() {
-        let groups = "root:x:0:\ndprofs:x:7:\nbroken\ndprof:x:991:joe,ann\n";
-        for (name, expected) in [("dprof", Some(991)), ("root", Some(0)), ("broken", None), ("dp", None)] {
-            assert_eq!(group_id(groups, name), expected, "{name}");
         }
     }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use dprof_store::{Batch, Packed, StoreError, Writer};
 
 use crate::clock::{monotonic_ns, read_clocks};
+use crate::live::{Live, SpoolState, StoreThread};
 use crate::pipeline::StoreCounters;
 use crate::queue::{Popped, Receiver, Sender, queue};
 use crate::spool::Spool;
@@ -48,10 +49,22 @@ pub struct SpoolOptions {
     pub bytes_max: u64,
 }
 
+/// How to deliver.
+#[derive(Clone, Copy, Debug)]
+pub struct Delivery<'a> {
+    /// Where batches wait; `None`: nowhere.
+    pub spool: Option<&'a SpoolOptions>,
+    /// A recording waits for the store; a kernel does not.
+    pub patient: bool,
+    /// Where counters are published.
+    pub live: &'a Arc<Live>,
+}
+
 /// What both threads share.
 struct Shared {
     spool: Mutex<Option<Spool>>,
     is_away: AtomicBool,
+    live: Arc<Live>,
 }
 
 impl Shared {
@@ -59,7 +72,9 @@ impl Shared {
     fn put(&self, packed: Packed) -> u64 {
         let n_spans = packed.n_spans;
         let mut spool = self.spool.lock().unwrap_or_else(PoisonError::into_inner);
-        match spool.as_mut().map(|spool| spool.put(packed)) {
+        let put = spool.as_mut().map(|spool| spool.put(packed));
+        self.publish(spool.as_ref());
+        match put {
             Some(Ok(())) => 0,
             Some(Err(error)) => {
                 log::error!("{error:#}");
@@ -72,6 +87,22 @@ impl Shared {
     fn with<T>(&self, ask: impl FnOnce(&mut Spool) -> T) -> Option<T> {
         self.spool.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(ask)
     }
+
+    fn publish(&self, spool: Option<&Spool>) {
+        if let Some(spool) = spool {
+            self.live.publish_spool(state(spool));
+        }
+    }
+}
+
+fn state(spool: &Spool) -> SpoolState {
+    let counters = spool.counters();
+    SpoolState {
+        bytes: spool.bytes(),
+        bytes_max: spool.bytes_max(),
+        spans_in: counters.spans_in,
+        spans_dropped: counters.spans_dropped,
+    }
 }
 
 /// Packs and delivers until the batches end; counters, and what went wrong at the end.
@@ -79,11 +110,11 @@ pub fn deliver(
     mut writer: Box<dyn Writer>,
     sender: Box<dyn dprof_store::Sender>,
     batches: &Receiver<Batch>,
-    options: Option<&SpoolOptions>,
-    patient: bool,
+    options: &Delivery<'_>,
 ) -> (StoreCounters, Option<String>) {
+    let &Delivery { spool, patient, live } = options;
     let mut counters = StoreCounters::default();
-    let spool = options.map(|options| Spool::open(&options.dir, options.bytes_max)).transpose();
+    let spool = spool.map(|options| Spool::open(&options.dir, options.bytes_max)).transpose();
     let spool = spool.unwrap_or_else(|error| {
         // It runs on: while the store is there nothing is lost.
         log::error!("{error:#}");
@@ -93,7 +124,11 @@ pub fn deliver(
     if waiting > 0 {
         log::warn!("the spool holds {waiting} bytes of an earlier run: they are sent too");
     }
-    let shared = Arc::new(Shared { spool: Mutex::new(spool), is_away: AtomicBool::new(true) });
+    let shared =
+        Arc::new(Shared { spool: Mutex::new(spool), is_away: AtomicBool::new(true), live: Arc::clone(live) });
+    // Until it has been reached once, it is away.
+    live.note_store(Some("not connected yet"));
+    shared.with(|spool| live.publish_spool(state(spool)));
     let (packed_in, packed_out) = queue::<Packed>(SENDING_SPANS_MAX);
     let thread = {
         let shared = Arc::clone(&shared);
@@ -109,20 +144,14 @@ pub fn deliver(
     // The sender sees the end.
     drop(packed_in);
     match thread.join() {
-        Ok(sent) => {
-            counters.spans_stored += sent.spans_stored;
-            counters.batches_stored += sent.batches_stored;
-            counters.spans_lost_failed += sent.spans_lost_failed;
-            counters.spans_lost_away += sent.spans_lost_away;
-        }
+        Ok(sent) => counters.add(&sent),
         Err(_) => return (counters, Some("the sending thread panicked: please report this".to_owned())),
     }
-    let spool = shared.with(|spool| (spool.counters(), spool.bytes()));
-    if let Some((spooled, bytes)) = spool {
-        counters.spans_spooled = spooled.spans_in;
-        counters.spans_lost_away += spooled.spans_dropped;
-        if bytes > 0 {
-            log::warn!("the spool still holds {bytes} bytes: the next agent with it sends them");
+    if let Some(left) = shared.with(|spool| state(spool)) {
+        counters.spans_spooled = left.spans_in;
+        counters.spans_lost_away += left.spans_dropped;
+        if left.bytes > 0 {
+            log::warn!("the spool still holds {} bytes: the next agent with it sends them", left.bytes);
         }
     }
     (counters, result.err().map(|error| error.to_string()))
@@ -168,6 +197,7 @@ fn pack(
             Popped::Nothing => {}
             Popped::End => break,
         }
+        shared.live.publish_store(StoreThread::Writer, *counters);
         let reading = read_clocks();
         if reading.monotonic_ns >= maintain_due_ns {
             maintain_due_ns = reading.monotonic_ns + LOOK_EVERY_NS;
@@ -252,6 +282,7 @@ impl SendTask<'_> {
                 self.look_due_ns = now_ns + LOOK_EVERY_NS;
                 let looked = self.sender.maintain(read_clocks().unix_ns).await;
                 self.note(looked.err());
+                self.publish();
             }
             // The runtime's other tasks (connections, time) run while this one waits, so it waits in their way.
             match packed.pop(Duration::ZERO) {
@@ -336,6 +367,11 @@ impl SendTask<'_> {
         }
     }
 
+    fn publish(&self) {
+        self.shared.live.publish_store(StoreThread::Sender, self.counters);
+        self.shared.with(|spool| self.shared.live.publish_spool(state(spool)));
+    }
+
     fn stored(&mut self, n_spans: u64) {
         self.counters.spans_stored += n_spans;
         self.counters.batches_stored += 1;
@@ -345,6 +381,7 @@ impl SendTask<'_> {
     /// Says once that the store is away and why, and once that it is back.
     fn note(&mut self, error: Option<StoreError>) {
         self.shared.is_away.store(error.as_ref().is_some_and(is_away), Ordering::Relaxed);
+        self.shared.live.note_store(error.as_ref().map(ToString::to_string).as_deref());
         if let Some(error) = error {
             self.away_until_ns = monotonic_ns() + AWAY_FOR_NS;
             let text = error.to_string();

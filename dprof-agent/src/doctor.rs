@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use std::collections::BTreeSet;
 
+use crate::privilege;
 use crate::source::hooks::Backend;
 use crate::source::kernel::{Loaded, try_load};
 use crate::source::plan::{Facts, Wish, judge, plan};
@@ -31,6 +32,9 @@ pub fn run() -> Report {
     line("kernel", kernel.trim());
     line("privilege", facts.privilege_error.as_deref().unwrap_or("enough"));
     line("type information (BTF)", facts.btf_error.as_deref().unwrap_or("present"));
+    for (name, word) in protections() {
+        line(name, &word);
+    }
     line("kernel programs in this binary", if facts.object_missing { "missing" } else { "present" });
     if facts.btf_error.is_none() {
         for (name, word) in kernel_facts(&facts) {
@@ -60,6 +64,18 @@ pub fn run() -> Report {
         Err(reason) => line("a run uses", &format!("nothing: {reason}")),
     }
     Report { text, usable }
+}
+
+/// What a run protects the machine by.
+fn protections() -> [(&'static str, String); 2] {
+    let filters =
+        if privilege::filters_are_supported() { "present, used" } else { "missing: system calls stay" };
+    // A process that Landlock restricts may read no /proc/PID/exe of one that it does not.
+    let landlock = match privilege::landlock_version() {
+        Some(version) => format!("version {version}, not used: it forbids reading /proc/PID/exe"),
+        None => "missing (it would not be used)".to_owned(),
+    };
+    [("system-call filter (seccomp)", filters.to_owned()), ("Landlock", landlock)]
 }
 
 /// What was found out about the kernel, a line each.

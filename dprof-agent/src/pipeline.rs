@@ -5,7 +5,7 @@
 //! closes; every stage just sees the end of its queue. A stage that is too slow costs at one place only: a slow
 //! engine lets the ring fill (the kernel counts), a slow store displaces the oldest batches (counted here).
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,19 +16,21 @@ use dprof_store::{Batch, StoreError, Writer};
 
 use crate::batch::Batcher;
 use crate::clock::{monotonic_ns, read_clocks};
-use crate::deliver::{SpoolOptions, deliver};
+use crate::deliver::{Delivery, SpoolOptions, deliver};
 use crate::engine::{Engine, EngineCounters, OpenRequest, Output};
+use crate::live::{Live, PUBLISH_EVERY_NS, StoreThread};
 use crate::memory::give_back;
+use crate::privilege;
 use crate::queue::{Popped, Receiver, Sender, queue};
 use crate::report::merge;
 use crate::source::{Block, Source, SourceCounters};
 
 /// Bytes of events between source and engine. A burst of 200,000 pipelined commands in a quarter of a second has
 /// 21 MB of events, faster than an engine that shares two cores with them; in steady state next to nothing waits.
-const EVENTS_BYTES_MAX: usize = 32 << 20;
+pub const EVENTS_BYTES_MAX: usize = 32 << 20;
 /// Spans between engine and writer, a kilobyte each: a quarter of a second of 20,000 spans/s, two batches and a half.
 /// While more come, events wait, which are a tenth of the size.
-const SPANS_WAITING_MAX: usize = 5_000;
+pub const SPANS_WAITING_MAX: usize = 5_000;
 /// How often the engine looks whether the store has taken a batch.
 const STORE_WAIT: Duration = Duration::from_millis(2);
 /// How long the source is drained after the stop at most: a full ring of the default size takes a tenth.
@@ -40,8 +42,6 @@ const WAIT: Duration = Duration::from_millis(50);
 const ROLLUPS_KEPT_MAX: usize = 10_000;
 /// Time between two calls of the store's housekeeping.
 const MAINTAIN_EVERY_NS: u64 = 1_000_000_000;
-/// Nice value of the source's thread: it does little, and what it does late is lost.
-const SOURCE_NICE: i32 = -10;
 
 /// Bytes of events after which free memory is given back at the next pause: a burst is over then.
 const BURST_BYTES: usize = 8 << 20;
@@ -82,6 +82,28 @@ pub struct StoreCounters {
     pub spans_spooled: u64,
 }
 
+impl StoreCounters {
+    /// Adds what another thread counted.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            spans_stored,
+            batches_stored,
+            spans_lost_full,
+            spans_lost_failed,
+            spans_lost_slow,
+            spans_lost_away,
+            spans_spooled,
+        } = other;
+        self.spans_stored += spans_stored;
+        self.batches_stored += batches_stored;
+        self.spans_lost_full += spans_lost_full;
+        self.spans_lost_failed += spans_lost_failed;
+        self.spans_lost_slow += spans_lost_slow;
+        self.spans_lost_away += spans_lost_away;
+        self.spans_spooled += spans_spooled;
+    }
+}
+
 /// What a run came to.
 #[derive(Debug)]
 pub struct Outcome {
@@ -120,13 +142,13 @@ pub struct Running {
     source: JoinHandle<(SourceCounters, Option<String>)>,
     engine: JoinHandle<(EngineCounters, Vec<Rollup>)>,
     writer: Option<JoinHandle<(StoreCounters, Option<String>)>>,
-    displaced: Arc<AtomicU64>,
+    live: Arc<Live>,
 }
 
 /// Starts the threads.
 pub fn start(stages: Stages) -> anyhow::Result<Running> {
     let stop = Arc::new(AtomicBool::new(false));
-    let displaced = Arc::new(AtomicU64::new(0));
+    let live = Arc::new(Live::default());
     let (events_in, events_out) = queue::<Block>(EVENTS_BYTES_MAX);
     let (limits_in, limits_out) = mpsc::channel();
     let (questions, asked) = mpsc::channel();
@@ -135,16 +157,24 @@ pub fn start(stages: Stages) -> anyhow::Result<Running> {
         Some(mut writer) => {
             let (batches_in, batches_out) = queue::<Batch>(SPANS_WAITING_MAX);
             let (spool, patient) = (stages.spool, stages.patient);
+            let live = Arc::clone(&live);
             let store = move || match writer.take_sender() {
-                Some(sender) => deliver(writer, sender, &batches_out, spool.as_ref(), patient),
-                None => write(writer, &batches_out),
+                Some(sender) => {
+                    let options = Delivery { spool: spool.as_ref(), patient, live: &live };
+                    deliver(writer, sender, &batches_out, &options)
+                }
+                None => write(writer, &batches_out, &live),
             };
             (Some(batches_in), Some(spawn("dprof-store", store)?))
         }
     };
     let source = {
-        let (source, stop) = (stages.source, Arc::clone(&stop));
-        spawn("dprof-source", move || read(source, &stop, &events_in, &limits_out))?
+        let (source, stop, live) = (stages.source, Arc::clone(&stop), Arc::clone(&live));
+        spawn("dprof-source", move || {
+            let outcome = read(source, &stop, &events_in, &limits_out, &live);
+            live.end_source();
+            outcome
+        })?
     };
     let engine = {
         let task = EngineTask {
@@ -155,11 +185,11 @@ pub fn start(stages: Stages) -> anyhow::Result<Running> {
             batches,
             patient: stages.patient,
             keep_rollups: stages.keep_rollups,
-            displaced: Arc::clone(&displaced),
+            live: Arc::clone(&live),
         };
         spawn("dprof-engine", move || task.run())?
     };
-    Ok(Running { stop, questions, source, engine, writer, displaced })
+    Ok(Running { stop, questions, source, engine, writer, live })
 }
 
 fn spawn<T: Send + 'static>(
@@ -188,6 +218,11 @@ impl Running {
         self.questions.clone()
     }
 
+    /// Counters of every stage, now.
+    pub fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live)
+    }
+
     /// Waits for every stage to end.
     pub fn join(self) -> anyhow::Result<Outcome> {
         let panicked = |stage: &str| anyhow!("the {stage} thread panicked: please report this");
@@ -201,7 +236,7 @@ impl Running {
             store = counters;
             errors.extend(error);
         }
-        store.spans_lost_slow = self.displaced.load(Ordering::Relaxed);
+        store.spans_lost_slow = self.live.displaced();
         Ok(Outcome { source, engine, store, rollups, errors })
     }
 }
@@ -212,12 +247,19 @@ fn read(
     stop: &AtomicBool,
     events: &Sender<Block>,
     limits: &mpsc::Receiver<(u64, u32)>,
+    live: &Live,
 ) -> (SourceCounters, Option<String>) {
-    // SAFETY: changes the priority of the calling thread only. Refused without privilege, and then so be it.
-    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, SOURCE_NICE) };
+    // Refused without privilege, and then so be it.
+    let _ = privilege::go_first();
     let mut error = None;
     let mut drained_by_ns = None;
+    let mut publish_due_ns = 0;
     loop {
+        let now_ns = monotonic_ns();
+        if now_ns >= publish_due_ns {
+            publish_due_ns = now_ns + PUBLISH_EVERY_NS;
+            live.publish_source(source.counters(), source.programs());
+        }
         let stopping = stop.load(Ordering::Relaxed);
         let block = match source.next_block(WAIT) {
             Ok(Some(block)) => block,
@@ -245,6 +287,7 @@ fn read(
         }
     }
     let counters = source.counters();
+    live.publish_source(counters, source.programs());
     // Detaches every program before the rest drains.
     drop(source);
     (counters, error)
@@ -258,7 +301,7 @@ struct EngineTask {
     batches: Option<Sender<Batch>>,
     patient: bool,
     keep_rollups: bool,
-    displaced: Arc<AtomicU64>,
+    live: Arc<Live>,
 }
 
 impl EngineTask {
@@ -305,6 +348,8 @@ impl EngineTask {
                     }
                 }
             }
+            let waiting = self.batches.as_ref().map_or(0, Sender::weight);
+            self.live.publish_queues(self.events.weight(), waiting);
             let is_end = matches!(popped, Popped::End);
             if is_end {
                 full.extend(batcher.take_rest());
@@ -341,13 +386,17 @@ impl EngineTask {
         }
         if let Ok(displaced) = batches.push_displacing(batch, weight) {
             let n: usize = displaced.iter().map(|batch| batch.spans.len()).sum();
-            self.displaced.fetch_add(n as u64, Ordering::Relaxed);
+            self.live.add_displaced(n as u64);
         }
     }
 }
 
 /// The writer's thread. Its store may need a runtime; it gets one of its own, so that nothing else waits with it.
-fn write(mut writer: Box<dyn Writer>, batches: &Receiver<Batch>) -> (StoreCounters, Option<String>) {
+fn write(
+    mut writer: Box<dyn Writer>,
+    batches: &Receiver<Batch>,
+    live: &Live,
+) -> (StoreCounters, Option<String>) {
     let mut counters = StoreCounters::default();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -364,11 +413,13 @@ fn write(mut writer: Box<dyn Writer>, batches: &Receiver<Batch>) -> (StoreCounte
                         Ok(()) => {
                             counters.spans_stored += n_spans;
                             counters.batches_stored += 1;
+                            live.note_store(None);
                             if std::mem::take(&mut complained) {
                                 log::warn!("storing again");
                             }
                         }
                         Err(error) => {
+                            live.note_store(Some(&error.to_string()));
                             if matches!(error, StoreError::Full(_)) {
                                 counters.spans_lost_full += n_spans;
                             } else {
@@ -383,6 +434,7 @@ fn write(mut writer: Box<dyn Writer>, batches: &Receiver<Batch>) -> (StoreCounte
                 Popped::Nothing => {}
                 Popped::End => break,
             }
+            live.publish_store(StoreThread::Writer, counters);
             let reading = read_clocks();
             if reading.monotonic_ns >= maintain_due_ns {
                 maintain_due_ns = reading.monotonic_ns + MAINTAIN_EVERY_NS;

@@ -80,6 +80,11 @@ impl<T> Sender<T> {
         self.0.lock().is_closed
     }
 
+    /// What waits now, in the unit of its limit.
+    pub fn weight(&self) -> usize {
+        self.0.lock().weight
+    }
+
     /// Waits for room. `Ok(true)`: it had to.
     pub fn push_waiting(&self, item: T, weight: usize) -> Result<bool, Closed> {
         let mut state = self.0.lock();

@@ -2,25 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use dprof_common::model::{HostInfo, RunId};
-use dprof_store::{RunInfo, open_writer};
+use dprof_store::{Credentials, RunInfo, StoreUrl, open_writer};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::{self, Command, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Input, Options};
+use crate::args::{
+    self, Command, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Input, Options, RecordOptions,
+};
 use crate::clock::{read_clocks, wall_clock_error_ns};
 use crate::engine::{Engine, EngineConfig};
 use crate::pipeline::{self, Running, Stages};
-use crate::source::recording::{Recorder, RecordingHeader};
+use crate::privilege::{self, Needs};
+use crate::source::recording::{Recorder, RecorderOptions, RecordingHeader, RecordingWriter, Scrub};
 use crate::source::replay::Replay;
 use crate::source::tee::Tee;
 use crate::source::{Source, kernel, window};
-use crate::{control, doctor, report};
+use crate::{control, doctor, metrics, report};
 
 /// Requests open at once, over all connections: 100 connections with 1,000 pipelined requests each.
 pub const OPEN_REQUESTS_MAX: usize = 100_000;
@@ -87,32 +90,34 @@ fn run(options: &Options) -> anyhow::Result<u8> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let result = runtime.block_on(async {
-        let opened = open_source(options)?;
+        privilege::prepare();
+        let mut opened = open_source(options)?;
         let backend = opened.source.backend();
         let info = run_info(&opened, backend)?;
-        let mut recorder = None;
-        let source = match &options.record {
-            None => opened.source,
-            Some(record) => {
-                let header = RecordingHeader {
-                    host: info.host.clone(),
-                    labels: info.labels.clone(),
-                    kernel: info.kernel.clone(),
-                    dprof: info.version.clone(),
-                    backend: backend.to_owned(),
-                    redacted: record.redacted,
-                    started_unix_ns: info.started_unix_ns,
-                };
-                let started = Arc::new(Recorder::start(&record.path, &header, opened.patient)?);
-                let what = if record.redacted { "keys and commands, values masked" } else { "payload" };
-                say(&format!("recording to {} (mode 0600; it holds {what})", record.path.display()));
-                recorder = Some(Arc::clone(&started));
-                Box::new(Tee { source: opened.source, recorder: started }) as Box<dyn Source>
-            }
-        };
+        let recording = options.record.as_ref().map(|record| create_recording(record, &info)).transpose()?;
         let writer = match &options.store {
             None => None,
             Some(url) => Some(open_writer(url, &info, options.retention, &opened.netns).await?),
+        };
+        let socket = options.socket.as_deref().and_then(|path| match control::bind(path) {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                say(&format!("no control socket: {error:#}"));
+                None
+            }
+        });
+        let metrics = options.guard.metrics.map(metrics::bind).transpose()?;
+        // Everything is open and attached, and no thread has been started.
+        give_up_privileges(options, &mut opened)?;
+        let mut recorder = None;
+        let source = match recording {
+            None => opened.source,
+            Some(writer) => {
+                let how = recorder_options(options, opened.patient);
+                let started = Arc::new(Recorder::with(writer, how)?);
+                recorder = Some(Arc::clone(&started));
+                Box::new(Tee { source: opened.source, recorder: started }) as Box<dyn Source>
+            }
         };
         let engine = Engine::new(engine_config(options, &info)).with_capture(options.capture);
         let running = pipeline::start(Stages {
@@ -123,16 +128,15 @@ fn run(options: &Options) -> anyhow::Result<u8> {
             patient: opened.patient,
             keep_rollups: options.summary,
         })?;
-        let _control = match &options.socket {
-            None => None,
-            Some(path) => match control::start(path, running.questions()) {
-                Ok(control) => Some(control),
-                Err(error) => {
-                    say(&format!("no control socket: {error:#}"));
-                    None
-                }
-            },
+        let _control = socket.map(|socket| socket.serve(running.questions())).transpose()?;
+        let asked = || metrics::Asked {
+            live: running.live(),
+            questions: running.questions(),
+            recording: recorder.as_ref().map(|recorder| Box::new(recorder.watch()) as Box<_>),
+            backend,
+            started_unix_ns: info.started_unix_ns,
         };
+        let _metrics = metrics.map(|metrics| metrics.serve(asked())).transpose()?;
         let place =
             options.store.as_ref().map_or_else(|| "no store".to_owned(), |url| format!("store {url}"));
         say(&format!("ready: backend {backend}, {place}"));
@@ -162,6 +166,57 @@ fn run(options: &Options) -> anyhow::Result<u8> {
     // Whoever interrupts twice does not wait for the thread that waits for the others.
     runtime.shutdown_background();
     result
+}
+
+/// The file of a recording, made while the process may still write anywhere.
+fn create_recording(record: &RecordOptions, info: &RunInfo) -> anyhow::Result<RecordingWriter> {
+    let header = RecordingHeader {
+        host: info.host.clone(),
+        labels: info.labels.clone(),
+        kernel: info.kernel.clone(),
+        dprof: info.version.clone(),
+        backend: info.backend.clone(),
+        redacted: record.redacted,
+        started_unix_ns: info.started_unix_ns,
+    };
+    let writer = RecordingWriter::create(&record.path, &header)?;
+    let what = if record.redacted { "keys and commands, values masked" } else { "payload" };
+    say(&format!("recording to {} (mode 0600; it holds {what})", record.path.display()));
+    Ok(writer)
+}
+
+fn recorder_options(options: &Options, patient: bool) -> RecorderOptions {
+    RecorderOptions {
+        redacted: options.record.as_ref().is_none_or(|record| record.redacted),
+        patient,
+        scrub: options.store.as_ref().and_then(StoreUrl::credentials).and_then(Scrub::of),
+    }
+}
+
+fn give_up_privileges(options: &Options, opened: &mut Opened) -> anyhow::Result<()> {
+    if options.store.as_ref().and_then(StoreUrl::credentials).is_some_and(Credentials::is_in_the_clear) {
+        say(
+            "the store's password crosses the network as it is: name an authority under [tls] in the credentials",
+        );
+    }
+    if options.guard.keep_privileges {
+        say("all privileges are kept");
+        return Ok(());
+    }
+    let mut folders = Vec::new();
+    match &options.store {
+        Some(StoreUrl::Sqlite(dir)) => folders.push(dir.clone()),
+        Some(StoreUrl::Cassandra { .. }) => folders.push(options.spool.dir.clone()),
+        None => {}
+    }
+    folders.extend(options.socket.as_deref().and_then(Path::parent).map(Path::to_owned));
+    let watches_kernel = matches!(options.input, Input::Kernel(_));
+    let left = privilege::give_up(Needs { watches_kernel, folders: &folders }, opened.source.as_mut())?;
+    log::info!("{}", left.describe());
+    for folder in &left.foreign_folders {
+        log::info!("{} is not this user's: the right to write anywhere is kept for it", folder.display());
+    }
+    Ok(())
 }
 
 async fn join(running: Running) -> anyhow::Result<pipeline::Outcome> {

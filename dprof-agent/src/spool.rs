@@ -117,6 +117,11 @@ impl Spool {
         self.counts.bytes() + self.spans.bytes()
     }
 
+    /// Bytes that may wait.
+    pub const fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.counts.segments.is_empty() && self.spans.segments.is_empty()

@@ -1,11 +1,15 @@
 //! Arguments that several commands share, and errors of usage in one line.
 
+use std::ffi::OsStr;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, ValueEnum};
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
+use clap::{Arg, Args, Parser, ValueEnum};
 use dprof_common::model::{Side, Status};
-use dprof_store::StoreUrl;
+use dprof_store::{StoreError, StoreUrl};
 
 use crate::command::Command;
 use crate::units::{When, parse_duration, parse_when};
@@ -22,8 +26,11 @@ const SHARED_ORDER: usize = 900;
 #[command(name = "dprof-cli", version, max_term_width = 100, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     /// Where spans are kept: sqlite:DIR or cassandra://host1,host2/keyspace
-    #[arg(long, global = true, display_order = SHARED_ORDER, env = "DPROF_STORE", hide_env_values = true, default_value = dprof_store::DEFAULT_STORE, value_name = "URL")]
+    #[arg(long, global = true, display_order = SHARED_ORDER, env = "DPROF_STORE", hide_env_values = true, default_value = dprof_store::DEFAULT_STORE, value_name = "URL", value_parser = StoreParser)]
     pub(crate) store: StoreUrl,
+    /// User, password and TLS of a Cassandra store, in a file with mode 0600 [default: $DPROF_STORE_CREDENTIALS]
+    #[arg(long, global = true, display_order = SHARED_ORDER, value_name = "FILE")]
+    pub(crate) store_credentials: Option<PathBuf>,
     /// Colours: auto (on a terminal, without NO_COLOR), always or never
     #[arg(
         long,
@@ -40,6 +47,31 @@ pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Reads a store's URL. clap repeats a value that it cannot read; one that holds a password must not be.
+#[derive(Clone)]
+pub(crate) struct StoreParser;
+
+impl TypedValueParser for StoreParser {
+    type Value = StoreUrl;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<StoreUrl, clap::Error> {
+        let text = value.to_string_lossy();
+        text.parse().map_err(|error: StoreError| {
+            let name = argument.map_or_else(|| "--store".to_owned(), ToString::to_string);
+            let message = match error {
+                StoreError::SecretInUrl => format!("{name}: {error}\n"),
+                error => format!("invalid value '{text}' for '{name}': {error}\n"),
+            };
+            clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command)
+        })
+    }
 }
 
 /// When to use colours.
@@ -212,6 +244,11 @@ mod tests {
             &["--store", "mysql:", "services"],
             "invalid value 'mysql:' for '--store <URL>': 'mysql:' is not a store: use sqlite:DIR or \
              cassandra://host1,host2/keyspace (see --help)",
+        );
+        check_usage_error(
+            &["--store", "cassandra://joe:secret@host/dprof", "services"],
+            "--store <URL>: a store's URL holds no user and no password, which ps and logs would show: use \
+             --store-credentials FILE, or DPROF_STORE_USER and DPROF_STORE_PASSWORD (see --help)",
         );
     }
 }

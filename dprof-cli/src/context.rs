@@ -62,7 +62,7 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Other(cause) => Self::Error(format!("{cause:#}")),
-            StoreError::BadUrl(_) => Self::Usage(error.to_string()),
+            StoreError::BadUrl(_) | StoreError::SecretInUrl => Self::Usage(error.to_string()),
             other => Self::Error(other.to_string()),
         }
     }

@@ -54,7 +54,7 @@ fn run(cli: args::Cli) -> Result<(), Failure> {
         .map_err(|error| Failure::Error(format!("cannot start the runtime: {error}")))?;
     let mut out = BufWriter::with_capacity(64 * 1024, io::stdout().lock());
     let mut context = context::Context {
-        store: context::Store::Url(cli.store),
+        store: context::Store::Url(cli.store.logged_in(cli.store_credentials.as_deref())?),
         screen: render::Screen::of_stdout(cli.color),
         explain: cli.explain.then(Default::default),
         progress: render::is_watched(),

@@ -7,6 +7,8 @@
 
 pub mod cassandra;
 pub mod conformance;
+mod credentials;
+mod hosts;
 mod packed;
 mod rollup_rows;
 pub mod rows;
@@ -16,11 +18,14 @@ mod words;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use async_trait::async_trait;
+pub use credentials::Credentials;
+pub use hosts::Hosts;
 pub use packed::Packed;
+pub use sqlite::readers_gid;
 
 use dprof_common::model::{Rollup, RunId, Side, Span, SpanId, Status, TraceId};
 
@@ -31,8 +36,8 @@ pub enum StoreUrl {
     Sqlite(PathBuf),
     /// `cassandra://host1,host2/keyspace`.
     Cassandra {
-        /// Contact points.
-        hosts: Vec<String>,
+        /// Contact points, and how to log in there.
+        hosts: Hosts,
         /// Keyspace.
         keyspace: String,
     },
@@ -45,6 +50,10 @@ impl FromStr for StoreUrl {
     type Err = StoreError;
 
     fn from_str(text: &str) -> Result<Self, StoreError> {
+        // Before anything that would repeat it.
+        if text.contains("://") && text.contains('@') {
+            return Err(StoreError::SecretInUrl);
+        }
         if let Some(dir) = text.strip_prefix("sqlite:").filter(|dir| !dir.is_empty()) {
             return Ok(Self::Sqlite(PathBuf::from(dir)));
         }
@@ -53,7 +62,7 @@ impl FromStr for StoreUrl {
         {
             let hosts: Vec<String> = hosts.split(',').filter(|h| !h.is_empty()).map(str::to_owned).collect();
             if !hosts.is_empty() && !keyspace.is_empty() {
-                return Ok(Self::Cassandra { hosts, keyspace: keyspace.to_owned() });
+                return Ok(Self::Cassandra { hosts: hosts.into(), keyspace: keyspace.to_owned() });
             }
         }
         Err(StoreError::BadUrl(text.to_owned()))
@@ -64,8 +73,35 @@ impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(dir) => write!(f, "sqlite:{}", dir.display()),
-            Self::Cassandra { hosts, keyspace } => write!(f, "cassandra://{}/{keyspace}", hosts.join(",")),
+            Self::Cassandra { hosts, keyspace } => {
+                write!(f, "cassandra://{}/{keyspace}", hosts.names().join(","))
+            }
         }
+    }
+}
+
+impl StoreUrl {
+    /// What is logged in with; `None`: an embedded store.
+    pub fn credentials(&self) -> Option<&Credentials> {
+        match self {
+            Self::Cassandra { hosts, .. } => Some(hosts.credentials()),
+            Self::Sqlite(_) => None,
+        }
+    }
+
+    /// The same store, logged in to with the credentials of `file` and of the environment ([`Credentials::read`]). An
+    /// embedded store takes none.
+    pub fn logged_in(mut self, file: Option<&Path>) -> Result<Self, StoreError> {
+        match (&mut self, file) {
+            (Self::Cassandra { hosts, .. }, file) => hosts.log_in_with(Credentials::read(file)?),
+            (Self::Sqlite(_), None) => {}
+            (Self::Sqlite(_), Some(_)) => {
+                return Err(StoreError::Credentials(format!(
+                    "{self} takes none: the modes of its files say who may read"
+                )));
+            }
+        }
+        Ok(self)
     }
 }
 
@@ -75,6 +111,15 @@ pub enum StoreError {
     /// Not a store URL.
     #[error("'{0}' is not a store: use sqlite:DIR or cassandra://host1,host2/keyspace")]
     BadUrl(String),
+    /// A store URL with a user or password; not repeated here.
+    #[error(
+        "a store's URL holds no user and no password, which ps and logs would show: use --store-credentials FILE, or \
+         DPROF_STORE_USER and DPROF_STORE_PASSWORD"
+    )]
+    SecretInUrl,
+    /// Credentials that cannot be used.
+    #[error("credentials of the store: {0}")]
+    Credentials(String),
     /// Nothing there to read.
     #[error("no store at {0}: start dprof-agent with the same --store first")]
     NotFound(String),
@@ -326,5 +371,32 @@ pub async fn open_reader(url: &StoreUrl) -> Result<Box<dyn Reader>, StoreError> 
     match url {
         StoreUrl::Sqlite(dir) => sqlite::open_reader(dir),
         StoreUrl::Cassandra { hosts, keyspace } => cassandra::open_reader(hosts, keyspace).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_with_a_secret_is_refused_and_not_repeated() {
+        for text in [
+            "cassandra://joe:marker@host/dprof",
+            "cassandra://joe:marker@host",
+            "casandra://joe:marker@host/dprof",
+            "cassandra://marker@host,other/dprof",
+        ] {
+            let error = text.parse::<StoreUrl>().expect_err(text).to_string();
+            assert!(error.contains("--store-credentials") && !error.contains("marker"), "{error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+        assert!("sqlite:/tmp/joe@host".parse::<StoreUrl>().is_ok());
+    }
+
+    #[test]
+    fn an_embedded_store_takes_no_credentials() {
+        let url: StoreUrl = "sqlite:/tmp/x".parse().expect("a store");
+        let error = url.logged_in(Some(Path::new("/etc/none"))).expect_err("refused").to_string();
+        assert!(error.contains("sqlite:/tmp/x takes none"), "{error}");
     }
 }

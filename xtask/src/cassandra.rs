@@ -16,6 +16,9 @@ use crate::paths;
 use crate::setup::{self, Need};
 use crate::step::{Steps, say};
 
+/// Names the file with user, password and TLS, for agent and command line.
+const CREDENTIALS: &str = "DPROF_STORE_CREDENTIALS";
+
 /// What to do with the ring.
 #[derive(Subcommand)]
 pub(crate) enum Task {
@@ -47,6 +50,9 @@ pub(crate) struct Up {
     /// Acknowledge a write only when it is on disk
     #[arg(long)]
     sync_every_write: bool,
+    /// Ask clients for a password and a certificate; one node
+    #[arg(long)]
+    secure: bool,
 }
 
 /// Runs it.
@@ -57,8 +63,12 @@ pub(crate) fn run(task: Task) -> Result<()> {
             let mut options = Options { version: up.version, ..Options::new(up.nodes) };
             options.heap_mb = up.heap_mb.unwrap_or(options.heap_mb);
             options.sync_every_write = up.sync_every_write;
+            options.secure = up.secure;
             let ring = start(&steps, options)?;
             say(&format!("store: cassandra://{}/dprof", ring.hosts()));
+            if ring.options.secure {
+                say(&format!("credentials: export {CREDENTIALS}={}", ring.keys().credentials().display()));
+            }
             Ok(())
         }
         Task::Down => {
@@ -89,13 +99,19 @@ pub(crate) fn start(steps: &Steps, options: Options) -> Result<Ring> {
     Ok(ring)
 }
 
-/// A ring of three that ends with whoever started it, however that ends.
+/// A ring that ends with whoever started it, however that ends.
 pub(crate) struct RunningRing(Option<Ring>);
 
 impl RunningRing {
-    /// Starts it. A write is acknowledged only when it is on disk, so that nodes that are killed lose nothing.
+    /// Three nodes. A write is acknowledged only when it is on disk, so that nodes that are killed lose nothing.
     pub(crate) fn start(steps: &Steps) -> Result<Self> {
         let options = Options { sync_every_write: true, ..Options::new(NODES_MAX) };
+        start(steps, options).map(|ring| Self(Some(ring)))
+    }
+
+    /// One node that asks for a password and a certificate.
+    pub(crate) fn start_secure(steps: &Steps) -> Result<Self> {
+        let options = Options { secure: true, warm: false, heap_mb: 256, ..Options::new(1) };
         start(steps, options).map(|ring| Self(Some(ring)))
     }
 
@@ -188,6 +204,9 @@ fn cql(statement: &str) -> Result<()> {
 pub(crate) fn cql_rows(ring: &Ring, statement: &str) -> Result<Vec<String>> {
     let mut command = Command::new("cargo");
     command.current_dir(paths::root()).args(["run", "-q", "-p", "dprof-store", "--example", "cql", "--"]);
+    if ring.options.secure {
+        command.env(CREDENTIALS, ring.keys().credentials());
+    }
     let output = command.args([&ring.hosts(), statement]).output().context("start cargo")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())

@@ -74,6 +74,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "busybox", packages: &["busybox-static"], need: Need::VM },
     Tool { program: "strip", packages: &["binutils"], need: Need::VM },
     Tool { program: "java", packages: &["openjdk-17-jdk-headless"], need: Need::CASSANDRA },
+    Tool { program: "keytool", packages: &["openjdk-17-jdk-headless"], need: Need::TEST },
     Tool { program: "mvn", packages: &["maven"], need: Need::CASSANDRA },
 ];
 

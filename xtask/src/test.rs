@@ -28,8 +28,17 @@ struct Tier {
     arguments: &'static [&'static str],
     /// Variable that turns it on in the binary `tiers`.
     variable: Option<&'static str>,
-    /// Whether it needs a Cassandra ring: the variable then has its contact points.
-    ring: bool,
+    /// The Cassandra ring that it needs: the variable then has its contact points.
+    ring: Ring,
+}
+
+/// A Cassandra ring that a tier needs.
+enum Ring {
+    None,
+    /// Three nodes.
+    Three,
+    /// One that asks for a password and a certificate.
+    Secure,
 }
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -42,14 +51,14 @@ const CHECK_BUDGET: Duration = MINUTE.saturating_mul(6);
 
 const TIERS: &[Tier] = &[
     // No kernel, no network but loopback: the engine, the store and the reader on data.
-    Tier { name: "pure", budget: MINUTE.saturating_mul(3), arguments: &[], variable: None, ring: false },
+    Tier { name: "pure", budget: MINUTE.saturating_mul(3), arguments: &[], variable: None, ring: Ring::None },
     // Real programs under the agent on this kernel; one at a time, since each counts all that it sees.
     Tier {
         name: "live",
         budget: MINUTE.saturating_mul(7),
         arguments: &["--test", "tiers", "--", "--test-threads=1", "live::"],
         variable: Some("DPROF_TEST_LIVE"),
-        ring: false,
+        ring: Ring::None,
     },
     // The store's conformance suite, faults and the spool on one ring of three, which some tests stop.
     Tier {
@@ -57,7 +66,15 @@ const TIERS: &[Tier] = &[
         budget: MINUTE.saturating_mul(6),
         arguments: &["--lib", "--test", "tiers", "--", "--test-threads=1", "cassandra::"],
         variable: Some("DPROF_TEST_CASSANDRA"),
-        ring: true,
+        ring: Ring::Three,
+    },
+    // The same agent and command line where a password and certificates are asked for.
+    Tier {
+        name: "cassandra, secure",
+        budget: MINUTE.saturating_mul(3),
+        arguments: &["--test", "tiers", "--", "--test-threads=1", "cassandra::secure::"],
+        variable: Some("DPROF_TEST_CASSANDRA_SECURE"),
+        ring: Ring::Secure,
     },
 ];
 
@@ -80,11 +97,11 @@ struct Row {
 pub(crate) fn run() -> Result<()> {
     let mut rows = Vec::new();
     let result = run_tiers(&mut rows);
-    say("\ntier              took      budget  tests");
+    say("\ntier                   took      budget  tests");
     for row in &rows {
         let passed = row.passed.map_or_else(String::new, |passed| format!("{passed} passed"));
         let (took, budget) = (row.took.as_secs_f64(), row.budget.as_secs() / 60);
-        say(&format!("{:<14}  {took:>6.1} s  {budget:>4} min  {passed}", row.name));
+        say(&format!("{:<19}  {took:>6.1} s  {budget:>4} min  {passed}", row.name));
     }
     result
 }
@@ -107,7 +124,11 @@ fn run_tiers(rows: &mut Vec<Row>) -> Result<()> {
     }
     for tier in TIERS {
         let started = clock::now();
-        let ring = if tier.ring { Some(RunningRing::start(&steps)?) } else { None };
+        let ring = match tier.ring {
+            Ring::None => None,
+            Ring::Three => Some(RunningRing::start(&steps)?),
+            Ring::Secure => Some(RunningRing::start_secure(&steps)?),
+        };
         let value = ring.as_ref().map_or_else(|| "1".to_owned(), RunningRing::hosts);
         let passed = run_tier(tier, &value, started + tier.budget, steps.interrupt())?;
         if let Some(ring) = ring {

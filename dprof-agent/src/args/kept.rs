@@ -5,8 +5,17 @@
 
 use std::path::PathBuf;
 
-use super::{RecordOptions, option};
+use super::option;
 use crate::protocol::capture::Capture;
+
+/// A recording to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordOptions {
+    /// File.
+    pub path: PathBuf,
+    /// Values are masked.
+    pub redacted: bool,
+}
 
 #[derive(Debug, clap::Args)]
 pub(super) struct KeptArgs {

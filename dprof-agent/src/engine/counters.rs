@@ -1,17 +1,22 @@
 //! Every way in which the engine lost or doubted data, each with its own counter.
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    ($(#[doc = $doc:literal] $name:ident,)*) => {
         /// Counters since the start, and gauges of now.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct EngineCounters {
-            $($(#[$doc])* pub $name: u64,)*
+            $(#[doc = $doc] pub $name: u64,)*
         }
 
         impl EngineCounters {
             /// Name and value of each.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name),)*].into_iter()
+            }
+
+            /// Name, meaning and value of each.
+            pub fn described(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$((stringify!($name), $doc, self.$name),)*].into_iter()
             }
         }
     };

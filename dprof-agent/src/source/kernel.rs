@@ -28,7 +28,7 @@ use super::plan::{Plan, plan};
 use super::probe::{Probed, probe};
 use super::process::{ProcessTable, Seen};
 use super::record::Housekeeping;
-use super::{Block, BlockBuilder, Source, SourceCounters};
+use super::{Block, BlockBuilder, ProgramRuns, Source, SourceCounters};
 use crate::clock::{monotonic_ns, read_clocks};
 use crate::memory::give_back;
 
@@ -46,7 +46,8 @@ const NETNS_MAX: usize = 1024;
 /// The running kernel.
 pub struct KernelSource {
     /// Dropping it detaches every program.
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
+    hooks: Vec<Hook>,
     events: Reader,
     drops: PerCpuArray<MapData, u64>,
     limits: HashMap<MapData, u64, u32>,
@@ -110,7 +111,8 @@ pub fn open(options: &KernelOptions) -> anyhow::Result<Box<dyn Source>> {
         counters: SourceCounters::default(),
         drops_due_ns: 0,
         pause: PAUSE_MIN,
-        _ebpf: ebpf,
+        hooks: plan.hooks.clone(),
+        ebpf,
     };
     for (records, netns) in listeners {
         match records {
@@ -342,6 +344,21 @@ impl Source for KernelSource {
     fn counters(&mut self) -> SourceCounters {
         self.read_drops();
         self.counters
+    }
+
+    fn check(&mut self) -> anyhow::Result<()> {
+        self.drops.get(&0, 0).map(drop).context("read a map of the kernel programs")
+    }
+
+    fn programs(&mut self) -> Vec<ProgramRuns> {
+        let runs = |hook: &Hook| {
+            let info = self.ebpf.program(hook.program)?.info().ok()?;
+            let run_ns = u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
+            Some(ProgramRuns { program: hook.program, runs: info.run_count(), run_ns })
+        };
+        let programs: Vec<_> = self.hooks.iter().filter_map(runs).collect();
+        // Nothing counted is not the same as nothing run.
+        if programs.iter().any(|program| program.runs > 0) { programs } else { Vec::new() }
     }
 }
 

@@ -126,4 +126,25 @@ pub trait Source: Send {
 
     /// Counters so far.
     fn counters(&mut self) -> SourceCounters;
+
+    /// Reads what is read all the time: whether it still may.
+    fn check(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// What the kernel counted of each program; empty unless it counts (sysctl `kernel.bpf_stats_enabled`).
+    fn programs(&mut self) -> Vec<ProgramRuns> {
+        Vec::new()
+    }
+}
+
+/// Runs of one kernel program, by the kernel's own count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramRuns {
+    /// Its name in the object.
+    pub program: &'static str,
+    /// How often it ran.
+    pub runs: u64,
+    /// For how long in all, nanoseconds.
+    pub run_ns: u64,
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::recording::Recorder;
-use super::{Block, Source, SourceCounters};
+use super::{Block, ProgramRuns, Source, SourceCounters};
 
 /// A source and its recorder.
 pub struct Tee {
@@ -39,5 +39,13 @@ impl Source for Tee {
 
     fn counters(&mut self) -> SourceCounters {
         self.source.counters()
+    }
+
+    fn check(&mut self) -> anyhow::Result<()> {
+        self.source.check()
+    }
+
+    fn programs(&mut self) -> Vec<ProgramRuns> {
+        self.source.programs()
     }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use dprof_common::model::{Rollup, RunId, Span};
 use dprof_store::{Batch, Retention, RunInfo, StoreError, StoreUrl, open_reader, open_writer};
 
+use crate::args::StoreParser;
 use crate::context::{Context, Failure, command_on};
 use crate::import::assemble::assemble;
 use crate::import::{Format, read};
@@ -28,8 +29,8 @@ pub(crate) struct Args {
     /// Files to read
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// The new store: sqlite:DIR or cassandra://host1,host2/keyspace
-    #[arg(long, value_name = "URL")]
+    /// The new store: sqlite:DIR or cassandra://host1,host2/keyspace (credentials: $DPROF_STORE_CREDENTIALS)
+    #[arg(long, value_name = "URL", value_parser = StoreParser)]
     into: StoreUrl,
     /// auto (by content), otlp-json, zipkin-json or jaeger-json
     #[arg(long, value_enum, default_value_t = Format::Auto, value_name = "FORMAT", hide_possible_values = true)]
@@ -38,7 +39,8 @@ pub(crate) struct Args {
 
 /// Runs it.
 pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Failure> {
-    refuse_existing(&args.into).await?;
+    let into = args.into.logged_in(None)?;
+    refuse_existing(&into).await?;
     // The run's id: what no other import at another time has.
     let run_id = RunId(u128::from(context.now_unix_ns) << 64 | u128::from(std::process::id()));
     let mut foreign = Vec::new();
@@ -67,7 +69,7 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
         started_unix_ns,
     };
     let retention = Retention { max_age_s: KEEP_S, max_bytes: u64::MAX, ..Retention::DEFAULT };
-    let mut writer = open_writer(&args.into, &run, retention, &[]).await?;
+    let mut writer = open_writer(&into, &run, retention, &[]).await?;
     let mut progress = context.progress("importing");
     for (idx, spans) in rpcs.chunks(BATCH_SPANS).enumerate() {
         let batch = Batch { seq: idx as u64 + 1, spans: spans.to_vec(), rollups: Rollup::of(spans) };
@@ -83,9 +85,9 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
         "imported {} spans as {} RPCs into {}",
         units::count(read_spans as u64),
         units::count(rpcs.len() as u64),
-        args.into
+        into
     ));
-    context.say(&format!("next: {}", command_on(&args.into, "slowest-traces --since all")));
+    context.say(&format!("next: {}", command_on(&into, "slowest-traces --since all")));
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use scylla::value::{CqlValue, Row};
 
 use super::link::{self, Keyspace, away, connect, quoted};
 use super::tables::{DAY_S, SCHEMA_VERSION, TABLES};
-use crate::StoreError;
+use crate::{Hosts, StoreError};
 
 /// What `init` and `upgrade` are told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ const NODES_PER_SHARD: usize = 3;
 const SHARDS_MAX: usize = 64;
 
 /// Makes keyspace and tables, unless they are there. Says what it did.
-pub(crate) async fn init(hosts: &[String], name: &str, options: &InitOptions) -> Result<String, StoreError> {
+pub(crate) async fn init(hosts: &Hosts, name: &str, options: &InitOptions) -> Result<String, StoreError> {
     check_name(name)?;
     let session = connect(hosts).await?;
     if let Some(found) = link::keyspace(&session, name).await?
@@ -95,11 +95,7 @@ pub(crate) async fn init(hosts: &[String], name: &str, options: &InitOptions) ->
 }
 
 /// Brings the tables to this version and sets life and compaction anew. Says what it did.
-pub(crate) async fn upgrade(
-    hosts: &[String],
-    name: &str,
-    options: &InitOptions,
-) -> Result<String, StoreError> {
+pub(crate) async fn upgrade(hosts: &Hosts, name: &str, options: &InitOptions) -> Result<String, StoreError> {
     check_name(name)?;
     let session = connect(hosts).await?;
     let found = existing(&session, name).await?;
@@ -149,7 +145,7 @@ async fn with_lives(session: &Session, name: &str, options: &InitOptions) -> Res
 }
 
 /// Schema, replication, consistency, and the life of each table.
-pub(crate) async fn info(hosts: &[String], name: &str) -> Result<String, StoreError> {
+pub(crate) async fn info(hosts: &Hosts, name: &str) -> Result<String, StoreError> {
     let session = connect(hosts).await?;
     let found = existing(&session, name).await?;
     found.check(name)?;
@@ -179,7 +175,7 @@ pub(crate) async fn info(hosts: &[String], name: &str) -> Result<String, StoreEr
 const CQL_PAGE_ROWS: i32 = 1_000;
 
 /// Runs a statement and gives its rows as text, columns between tabs: for people and for tests.
-pub(crate) async fn cql(hosts: &[String], text: &str) -> Result<Vec<String>, StoreError> {
+pub(crate) async fn cql(hosts: &Hosts, text: &str) -> Result<Vec<String>, StoreError> {
     let session = connect(hosts).await?;
     let mut statement = Statement::new(text);
     statement.set_request_timeout(Some(DDL_WITHIN));

@@ -20,7 +20,9 @@ use scylla::serialize::row::SerializeRow;
 use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::{Consistency, Statement};
 
-use crate::StoreError;
+use super::tls;
+use crate::credentials::Credentials;
+use crate::{Hosts, StoreError};
 
 /// A node that answers takes a millisecond; one in another rack some.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
@@ -41,7 +43,7 @@ const CONNECTIONS_PER_NODE: usize = 2;
 const PAGE_ROWS: i32 = 500;
 
 /// Connects, or says why not within [`SESSION_WITHIN`].
-pub(super) async fn connect(hosts: &[String]) -> Result<Session, StoreError> {
+pub(super) async fn connect(hosts: &Hosts) -> Result<Session, StoreError> {
     let profile = ExecutionProfile::builder()
         .request_timeout(Some(REQUEST_WITHIN))
         .consistency(Consistency::LocalQuorum)
@@ -50,8 +52,9 @@ pub(super) async fn connect(hosts: &[String]) -> Result<Session, StoreError> {
             retry_interval: SPECULATE_AFTER,
         })))
         .build();
-    let builder = SessionBuilder::new()
-        .known_nodes(hosts)
+    let credentials = hosts.credentials();
+    let mut builder = SessionBuilder::new()
+        .known_nodes(hosts.names())
         .connection_timeout(CONNECT_WITHIN)
         .hostname_resolution_timeout(Some(CONNECT_WITHIN))
         .keepalive_interval(KEEPALIVE_EVERY)
@@ -61,16 +64,40 @@ pub(super) async fn connect(hosts: &[String]) -> Result<Session, StoreError> {
         // Only DDL and the partitioner need it, and a keyspace of somebody else's may be large.
         .fetch_schema_metadata(false)
         .default_execution_profile_handle(profile.into_handle());
-    let shown = hosts.join(", ");
+    if let Some((user, password)) = &credentials.login {
+        builder = builder.user(user, password);
+    }
+    if let Some(tls) = &credentials.tls {
+        builder = builder.tls_context(Some(tls::config(tls)?));
+    }
+    let shown = hosts.names().join(", ");
     match tokio::time::timeout(SESSION_WITHIN, builder.build()).await {
         Ok(Ok(session)) => Ok(session),
         Ok(Err(error)) => {
-            Err(StoreError::Away(format!("cannot connect to Cassandra at {shown}: {}", cause(&error))))
+            let remedy = remedy(&error, credentials);
+            Err(StoreError::Away(format!(
+                "cannot connect to Cassandra at {shown}: {}{remedy}",
+                cause(&error)
+            )))
         }
         Err(_) => Err(StoreError::Away(format!(
             "Cassandra at {shown} does not answer within {} s: a node hangs, or packets to it are dropped",
             SESSION_WITHIN.as_secs_f64()
         ))),
+    }
+}
+
+/// What to do when a ring that is there refuses us.
+fn remedy(error: &NewSessionError, credentials: &Credentials) -> &'static str {
+    let said = cause(error).to_lowercase();
+    if credentials.login.is_none() && said.contains("authentic") {
+        "; it asks for a user and a password: give --store-credentials FILE"
+    } else if credentials.tls.is_none()
+        && ["reset", "broken pipe", "closed", "eof"].iter().any(|word| said.contains(word))
+    {
+        "; if it wants TLS, name its authority with --store-credentials FILE"
+    } else {
+        ""
     }
 }
 

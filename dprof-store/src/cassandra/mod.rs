@@ -20,25 +20,31 @@ mod stitch;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod unpack;
 mod writer;
 
-use crate::{Reader, RunInfo, StoreError, StoreUrl, Writer};
+use crate::{Hosts, Reader, RunInfo, StoreError, StoreUrl, Writer};
 
 pub use admin::InitOptions;
 pub(crate) use pack::Rows;
 
 /// Opens the keyspace for the agent of `run`, without connecting yet; see [`crate::open_writer`].
-pub(crate) fn open_writer(hosts: &[String], keyspace: &str, run: &RunInfo) -> Box<dyn Writer> {
+pub(crate) fn open_writer(hosts: &Hosts, keyspace: &str, run: &RunInfo) -> Box<dyn Writer> {
     Box::new(writer::CassandraWriter::new(hosts, keyspace, run))
 }
 
 /// Connects to the keyspace; see [`crate::open_reader`].
-pub(crate) async fn open_reader(hosts: &[String], keyspace: &str) -> Result<Box<dyn Reader>, StoreError> {
+pub(crate) async fn open_reader(hosts: &Hosts, keyspace: &str) -> Result<Box<dyn Reader>, StoreError> {
     Ok(Box::new(reader::CassandraReader::open(hosts, keyspace).await?))
 }
 
-fn parts(url: &StoreUrl) -> Result<(&[String], &str), StoreError> {
+/// Whether connections can be made with it.
+pub(crate) fn check_tls(tls: &crate::credentials::Tls) -> Result<(), StoreError> {
+    tls::config(tls).map(drop)
+}
+
+fn parts(url: &StoreUrl) -> Result<(&Hosts, &str), StoreError> {
     match url {
         StoreUrl::Cassandra { hosts, keyspace } => Ok((hosts, keyspace)),
         StoreUrl::Sqlite(_) => Err(StoreError::Unsupported(format!(
@@ -66,6 +72,6 @@ pub async fn info(url: &StoreUrl) -> Result<String, StoreError> {
 }
 
 /// Runs one CQL statement; the names of the columns and the rows, tabs between columns; nothing if it has none.
-pub async fn cql(hosts: &[String], statement: &str) -> Result<Vec<String>, StoreError> {
+pub async fn cql(hosts: &Hosts, statement: &str) -> Result<Vec<String>, StoreError> {
     admin::cql(hosts, statement).await
 }

@@ -21,7 +21,7 @@ use super::tables::{
 use super::unpack::{self, Entry};
 use crate::rollup_rows;
 use crate::rows::RowError;
-use crate::{Answer, Reader, RollupQuery, RunInfo, SpanQuery, StoreError};
+use crate::{Answer, Hosts, Reader, RollupQuery, RunInfo, SpanQuery, StoreError};
 
 /// Partitions that are read at once.
 pub(super) const IN_FLIGHT_MAX: usize = 32;
@@ -62,19 +62,19 @@ struct HourOfRun {
 
 impl CassandraReader {
     /// Connects and prepares; fails within 5 s.
-    pub(crate) async fn open(hosts: &[String], keyspace: &str) -> Result<Self, StoreError> {
+    pub(crate) async fn open(hosts: &Hosts, keyspace: &str) -> Result<Self, StoreError> {
         let opening = Self::open_slowly(hosts, keyspace);
         match tokio::time::timeout(link::SESSION_WITHIN, opening).await {
             Ok(result) => result,
             Err(_) => Err(StoreError::Away(format!(
                 "Cassandra at {} does not answer within {} s: a node hangs, or packets to it are dropped",
-                hosts.join(", "),
+                hosts.names().join(", "),
                 link::SESSION_WITHIN.as_secs_f64()
             ))),
         }
     }
 
-    async fn open_slowly(hosts: &[String], keyspace: &str) -> Result<Self, StoreError> {
+    async fn open_slowly(hosts: &Hosts, keyspace: &str) -> Result<Self, StoreError> {
         let session = connect(hosts).await?;
         let Some(found) = link::keyspace(&session, keyspace).await? else {
             return Err(StoreError::NotFound(format!(

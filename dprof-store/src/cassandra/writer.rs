@@ -16,7 +16,7 @@ use super::flight::Flight;
 use super::link::{self, connect};
 use super::pack::{AgentRow, Packer, Rows};
 use super::statements::{self, Statements};
-use crate::{Batch, Packed, RunInfo, Sender, StoreError, Writer};
+use crate::{Batch, Hosts, Packed, RunInfo, Sender, StoreError, Writer};
 
 /// A batch is given up (and spooled) after this long, whatever its writes do.
 const BATCH_WITHIN: Duration = Duration::from_secs(10);
@@ -29,7 +29,7 @@ pub(crate) struct CassandraWriter {
 
 /// Sends packed batches.
 pub(crate) struct CassandraSender {
-    hosts: Vec<String>,
+    hosts: Hosts,
     keyspace: String,
     run: RunInfo,
     run_is_written: bool,
@@ -49,10 +49,10 @@ struct Link {
 
 impl CassandraWriter {
     /// Connects later.
-    pub(crate) fn new(hosts: &[String], keyspace: &str, run: &RunInfo) -> Self {
+    pub(crate) fn new(hosts: &Hosts, keyspace: &str, run: &RunInfo) -> Self {
         let shards = Arc::new(AtomicI16::new(0));
         let sender = CassandraSender {
-            hosts: hosts.to_vec(),
+            hosts: hosts.clone(),
             keyspace: keyspace.to_owned(),
             run: run.clone(),
             run_is_written: false,
@@ -149,7 +149,7 @@ impl Drop for CassandraSender {
 }
 
 /// Connects, checks the keyspace and prepares.
-async fn open_link(hosts: &[String], keyspace: &str) -> Result<Link, StoreError> {
+async fn open_link(hosts: &Hosts, keyspace: &str) -> Result<Link, StoreError> {
     let session = connect(hosts).await?;
     let Some(found) = link::keyspace(&session, keyspace).await? else {
         return Err(StoreError::NotFound(format!("keyspace {keyspace}: make it with dprof-cli store init")));

@@ -30,6 +30,11 @@ pub(crate) fn effective_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// The group that may read what this process stores; `None`: only its own.
+pub fn readers_gid() -> Option<u32> {
+    Access::of_process().gid
+}
+
 impl Access {
     /// What this process should give: only root may choose a group that it is not a member of.
     pub(crate) fn of_process() -> Self {
@@ -90,7 +95,10 @@ impl Access {
     }
 
     fn give(self, path: &Path, mode: u32) -> Result<(), StoreError> {
-        if let Some(gid) = self.gid {
+        let is_given = |gid| std::fs::metadata(path).is_ok_and(|meta| meta.gid() == gid);
+        if let Some(gid) = self.gid
+            && !is_given(gid)
+        {
             std::os::unix::fs::chown(path, None, Some(gid)).map_err(|error| io_error(path, error))?;
         }
         // After chown, which clears the set-group-id bit.

@@ -34,6 +34,9 @@ use std::path::Path;
 
 use crate::{Reader, Retention, RunInfo, StoreError, Writer};
 
+pub(crate) use access::effective_uid;
+pub use access::readers_gid;
+
 /// Opens the store in `dir` for the agent of `run`; see [`crate::open_writer`].
 pub(crate) fn open_writer(
     dir: &Path,

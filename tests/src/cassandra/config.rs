@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use super::{Options, address};
+use super::{Options, address, secure};
 
 /// Where the ring's tokens lie: equal thirds (halves, the whole) of the partitioner's range.
 fn token(node: u8, n_nodes: u8) -> i64 {
@@ -19,6 +19,7 @@ pub(super) fn yaml(node: u8, folder: &Path, options: &Options) -> String {
     let seeds: Vec<String> = (1..=options.n_nodes).map(|node| address(node).to_string()).collect();
     let seeds = seeds.join(",");
     let (address, token) = (address(node), token(node, options.n_nodes));
+    let node_folder = folder;
     let folder = folder.display();
     let commit_log = if options.sync_every_write {
         // An acknowledged write is on disk: what a test that kills all replicas needs.
@@ -65,10 +66,9 @@ key_cache_size: 8MiB
 counter_cache_size: 0MiB
 auto_snapshot: false
 hinted_handoff_enabled: true
-authenticator: AllowAllAuthenticator
-authorizer: AllowAllAuthorizer
-sasi_indexes_enabled: {sasi}
+{access}sasi_indexes_enabled: {sasi}
 ",
+        access = secure::yaml(node_folder, options),
         sasi = options.sasi,
     )
 }

@@ -7,6 +7,7 @@
 
 mod config;
 mod handshake;
+mod secure;
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -18,6 +19,7 @@ use std::{env, io};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+pub use self::secure::Keys;
 use crate::poll;
 use crate::subject::installed;
 
@@ -51,6 +53,8 @@ pub struct Options {
     pub sync_every_write: bool,
     /// Whether SASI indexes are allowed (Zipkin's schema has some).
     pub sasi: bool,
+    /// Whether clients need a password and a certificate. One node only: it is asked over its log whether it is ready.
+    pub secure: bool,
 }
 
 impl Options {
@@ -63,12 +67,13 @@ impl Options {
             warm: n_nodes == 1,
             sync_every_write: false,
             sasi: false,
+            secure: false,
         }
     }
 
     fn to_text(&self) -> String {
-        let Self { version, n_nodes, heap_mb, warm, sync_every_write, sasi } = self;
-        format!("{version} {n_nodes} {heap_mb} {warm} {sync_every_write} {sasi}\n")
+        let Self { version, n_nodes, heap_mb, warm, sync_every_write, sasi, secure } = self;
+        format!("{version} {n_nodes} {heap_mb} {warm} {sync_every_write} {sasi} {secure}\n")
     }
 
     fn from_text(text: &str) -> Option<Self> {
@@ -80,6 +85,7 @@ impl Options {
             warm: words.next()?.parse().ok()?,
             sync_every_write: words.next()?.parse().ok()?,
             sasi: words.next()?.parse().ok()?,
+            secure: words.next()?.parse().ok()?,
         })
     }
 }
@@ -144,6 +150,10 @@ impl Ring {
         fs::create_dir_all(folder.join("log")).with_context(|| format!("create {}", folder.display()))?;
         fs::write(folder.join("options"), options.to_text())?;
         let ring = Self { jars: jars(&options.version)?, folder, options };
+        if ring.options.secure {
+            ensure!(ring.options.n_nodes == 1, "a ring with passwords and certificates has one node");
+            ring.keys().make()?;
+        }
         let started = ring.start_all().and_then(|()| ring.wait_ready(interrupted));
         if let Err(error) = started {
             ring.stop()?;
@@ -195,8 +205,25 @@ impl Ring {
             }
             // A look costs the node a connection; 20 in a second are enough.
             std::thread::sleep(Duration::from_millis(50));
-            (handshake::n_peers(address(node)).ok()? >= others).then_some(Ok(()))
+            self.is_ready(node, others).then_some(Ok(()))
         })?
+    }
+
+    /// Keys and credentials of a ring with passwords and certificates.
+    pub fn keys(&self) -> Keys {
+        Keys::at(&secure::keys_folder(&self.node_folder(1)))
+    }
+
+    /// A node that asks for certificates is not asked: it says itself when it listens and has its first user.
+    fn is_ready(&self, node: u8, others: u32) -> bool {
+        if !self.options.secure {
+            return handshake::n_peers(address(node)).is_ok_and(|peers| peers >= others);
+        }
+        let log = fs::read(self.log(node)).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        ["Starting listening for CQL clients", "Created default superuser role"]
+            .iter()
+            .all(|words| log.contains(words))
     }
 
     /// Process id of a running node.
@@ -380,7 +407,7 @@ mod tests {
 
     #[test]
     fn options_survive_their_file() {
-        let options = Options { sync_every_write: true, ..Options::new(3) };
+        let options = Options { sync_every_write: true, secure: true, ..Options::new(3) };
         assert_eq!(Options::from_text(&options.to_text()), Some(options));
         assert_eq!(Options::from_text("5.0.9 x"), None);
     }

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use dprof_agent::deliver::{SpoolOptions, deliver};
+use dprof_agent::deliver::{Delivery, SpoolOptions, deliver};
+use dprof_agent::live::Live;
 use dprof_agent::pipeline::StoreCounters;
 use dprof_agent::queue::queue;
 use dprof_common::model::{EvidenceKind, Link, SpanId};
@@ -95,7 +96,9 @@ fn check(act: impl FnOnce(&Keyspace, &AtomicBool)) {
         thread::spawn(move || {
             let mut writer = writer;
             let sender = writer.take_sender().expect("Cassandra may be away");
-            deliver(writer, sender, &batches_out, Some(&options), false)
+            let delivery =
+                Delivery { spool: Some(&options), patient: false, live: &Arc::new(Live::default()) };
+            deliver(writer, sender, &batches_out, &delivery)
         })
     };
     act(&keyspace, &stop);

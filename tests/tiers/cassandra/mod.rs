@@ -7,6 +7,7 @@
 mod agent;
 mod by_hand;
 mod faults;
+mod secure;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -48,7 +49,10 @@ impl Keyspace {
 
     /// Rows of a statement, columns between tabs, without the names.
     pub(crate) fn cql(&self, statement: &str) -> Vec<String> {
-        let rows = self.runtime.block_on(cql(&self.hosts, statement)).expect("the statement is right");
+        let rows = self
+            .runtime
+            .block_on(cql(&self.hosts.clone().into(), statement))
+            .expect("the statement is right");
         rows.into_iter().skip(1).collect()
     }
 }

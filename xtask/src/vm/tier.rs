@@ -14,11 +14,12 @@ const TEST_ALL: &str = "live::same::";
 
 /// Tests for each way. Each starts an agent, which takes a few seconds under emulation: so these few, of the live
 /// tier's many.
-const TESTS: [&str; 11] = [
+const TESTS: [&str; 12] = [
     "live::between::",
     "live::calls::every_form_of_sending_and_receiving_shows_its_bytes",
     "live::calls::bytes_by_sendfile_and_splice_are_counted_exactly",
     "live::families::connections_older_than_the_agent_are_complete_from_its_start",
+    "live::privilege::no_thread_holds_more_than_is_documented",
     "live::split::a_server_that_stalls_before_reading_has_a_queue_not_a_network",
     "live::split::a_write_before_the_read_does_not_move_the_arrival",
     "live::split::a_peek_before_the_read_does_not_move_the_arrival",

@@ -11,6 +11,7 @@
 
 mod read;
 mod recorder;
+mod scrub;
 mod write;
 
 use std::collections::BTreeMap;
@@ -19,7 +20,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use read::RecordingReader;
-pub use recorder::{Recorder, RecorderCounters};
+pub use recorder::{Recorder, RecorderCounters, RecorderOptions};
+pub use scrub::Scrub;
 pub use write::RecordingWriter;
 
 /// First bytes of a file.

@@ -15,7 +15,7 @@ use bytemuck::bytes_of;
 use dprof_common::drop_reason::DropReason;
 use serde::Serialize;
 
-use super::{RecordingError, RecordingHeader, RecordingWriter};
+use super::{RecordingError, RecordingHeader, RecordingWriter, Scrub};
 use crate::clock::monotonic_ns;
 use crate::queue::{Popped, Receiver, Sender, queue};
 use crate::source::Block;
@@ -54,6 +54,29 @@ struct Shared {
     lost_write_failed: AtomicU64,
 }
 
+impl Shared {
+    fn counters(&self) -> RecorderCounters {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        RecorderCounters {
+            records: get(&self.records),
+            file_bytes: get(&self.file_bytes),
+            lost_queue_full: get(&self.lost_queue_full),
+            lost_write_failed: get(&self.lost_write_failed),
+        }
+    }
+}
+
+/// How a recording is made.
+#[derive(Debug)]
+pub struct RecorderOptions {
+    /// Values are masked.
+    pub redacted: bool,
+    /// A full queue blocks instead of losing: for a replay, which has time.
+    pub patient: bool,
+    /// The agent's own login, to be left out.
+    pub scrub: Option<Scrub>,
+}
+
 /// A recording under way.
 #[derive(Debug)]
 pub struct Recorder {
@@ -68,14 +91,32 @@ impl Recorder {
     /// Creates the file and starts the thread. `patient`: a full queue blocks instead of losing.
     pub fn start(path: &Path, header: &RecordingHeader, patient: bool) -> Result<Self, RecordingError> {
         let writer = RecordingWriter::create(path, header)?;
-        let redactor = header.redacted.then(Redactor::default);
+        Self::with(writer, RecorderOptions { redacted: header.redacted, patient, scrub: None })
+    }
+
+    /// Starts the thread over a file that is there already.
+    pub fn with(writer: RecordingWriter, options: RecorderOptions) -> Result<Self, RecordingError> {
+        let RecorderOptions { redacted, patient, scrub } = options;
         let (sender, receiver) = queue(QUEUE_BYTES_MAX);
         let shared = Arc::new(Shared::default());
-        let task = Task { writer, redactor, receiver, shared: Arc::clone(&shared), path: path.to_owned() };
+        let path = writer.path().to_owned();
+        let task = Task {
+            redactor: redacted.then(Redactor::default),
+            scrub,
+            receiver,
+            shared: Arc::clone(&shared),
+            path: path.clone(),
+            writer,
+        };
         let spawned = std::thread::Builder::new().name("dprof-record".to_owned()).spawn(move || task.run());
-        let thread =
-            spawned.map_err(|cause: io::Error| RecordingError::Io { path: path.to_owned(), cause })?;
+        let thread = spawned.map_err(|cause: io::Error| RecordingError::Io { path, cause })?;
         Ok(Self { sender: Some(sender), thread: Some(thread), shared, patient })
+    }
+
+    /// Reads the counters from anywhere, for as long as it likes.
+    pub fn watch(&self) -> impl Fn() -> RecorderCounters + Send + Sync + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || shared.counters()
     }
 
     /// Hands a block over. Copies nothing.
@@ -96,13 +137,7 @@ impl Recorder {
 
     /// Counters so far.
     pub fn counters(&self) -> RecorderCounters {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        RecorderCounters {
-            records: get(&self.shared.records),
-            file_bytes: get(&self.shared.file_bytes),
-            lost_queue_full: get(&self.shared.lost_queue_full),
-            lost_write_failed: get(&self.shared.lost_write_failed),
-        }
+        self.shared.counters()
     }
 
     /// Writes the rest and the end mark.
@@ -130,6 +165,7 @@ impl Drop for Recorder {
 struct Task {
     writer: RecordingWriter,
     redactor: Option<Redactor>,
+    scrub: Option<Scrub>,
     receiver: Receiver<Block>,
     shared: Arc<Shared>,
     path: PathBuf,
@@ -175,10 +211,15 @@ impl Task {
                 self.shared.lost_write_failed.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
-            match &mut self.redactor {
-                Some(redactor) => self.writer.push(&[redactor.redact(record)]),
-                None => self.writer.push(&[record]),
-            }
+            let record = match &mut self.redactor {
+                Some(redactor) => redactor.redact(record),
+                None => record,
+            };
+            let record = match &mut self.scrub {
+                Some(scrub) => scrub.clean(record),
+                None => record,
+            };
+            self.writer.push(&[record]);
             if self.writer.should_flush() {
                 let result = self.writer.flush();
                 self.count(result, said);

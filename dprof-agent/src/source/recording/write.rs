@@ -33,6 +33,11 @@ impl std::fmt::Debug for RecordingWriter {
 }
 
 impl RecordingWriter {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Creates the file, mode 0600. A file that is there already is only overwritten if it is a recording.
     pub fn create(path: &Path, header: &RecordingHeader) -> Result<Self, RecordingError> {
         let io = |cause| RecordingError::Io { path: path.to_owned(), cause };
