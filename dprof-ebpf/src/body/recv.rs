@@ -167,12 +167,7 @@ struct Read {
 /// does not follow the contents of maps, so each turn looks like the last one and the program after it is checked
 /// once, not once per number of turns.
 #[inline(always)]
-fn take_one(
-    state: &mut SockState,
-    read: &Read,
-    record: *mut ArrivalsEvent,
-    event: &mut RecvEvent,
-) -> bool {
+fn take_one(state: &mut SockState, read: &Read, record: *mut ArrivalsEvent, event: &mut RecvEvent) -> bool {
     let (out, taken) = (&raw mut state.segments_out, &raw mut state.taken);
     // SAFETY: state of this socket.
     let (idx, mut taken_now) = unsafe { (out.read_volatile(), taken.read_volatile()) };
