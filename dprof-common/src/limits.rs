@@ -1,8 +1,8 @@
 //! Limits that the kernel programs and the agent must agree on, each with the reason for its value.
 
-/// Payload bytes captured of one system call at most. Pipelines and proxies put hundreds of messages into one: Redis reads
-/// 32 KiB at once, many runtimes 64 KiB. Less than that by the room for headers: the length of a record's payload has
-/// 16 bits, and so has that of a sample in a perf buffer.
+/// Payload bytes captured of one system call at most. Pipelines and proxies put hundreds of messages into one: Redis
+/// reads 32 KiB at once, many runtimes 64 KiB. Less than that by the room for headers: the length of a record's
+/// payload has 16 bits, and so has that of a sample in a perf buffer.
 pub const PAYLOAD_BYTES_MAX: usize = 60 * 1024;
 
 /// The same of a call whose messages are large, or while much of the ring waits to be read: bulk data must not push
