@@ -1,7 +1,13 @@
 //! Limits that the kernel programs and the agent must agree on, each with the reason for its value.
 
-/// Payload bytes captured of one system call at most: one `readv` of a proxy returns up to 16,320 bytes.
-pub const PAYLOAD_BYTES_MAX: usize = 16 * 1024;
+/// Payload bytes captured of one system call at most. Pipelines and proxies put hundreds of messages into one: Redis
+/// reads 32 KiB at once, many runtimes 64 KiB. Less than that by the room for headers: the length of a record's
+/// payload has 16 bits, and so has that of a sample in a perf buffer.
+pub const PAYLOAD_BYTES_MAX: usize = 60 * 1024;
+
+/// The same of a call whose messages are large, or while much of the ring waits to be read: bulk data must not push
+/// out what others have to say. What a `readv` of a proxy returns (16,320 bytes) still fits.
+pub const PAYLOAD_BYTES_BUSY: usize = 16 * 1024;
 
 /// Up to this many payload bytes go straight into the ring record; more are gathered in per-CPU memory first.
 /// A pipelined batch of small Redis commands fits.

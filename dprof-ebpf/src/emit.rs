@@ -14,10 +14,10 @@ use dprof_common::drop_reason::DropReason;
 use crate::maps::{DROPS, RECORD, RECORD_BYTES};
 
 #[cfg(not(feature = "perf"))]
-pub(crate) use ring::{bare, fixed, output, reserve, submit};
+pub(crate) use ring::{bare, fixed, is_busy, output, reserve, submit};
 
 #[cfg(feature = "perf")]
-pub(crate) use perf::{fixed, output, reserve, submit};
+pub(crate) use perf::{fixed, is_busy, output, reserve, submit};
 
 /// Room that [`output`] needs before the record.
 #[cfg(not(feature = "perf"))]
@@ -86,8 +86,10 @@ pub(crate) fn now_ns() -> u64 {
 /// Reserve, fill, submit.
 #[cfg(not(feature = "perf"))]
 mod ring {
-    use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
-    use aya_ebpf::helpers::generated::{bpf_ringbuf_output, bpf_ringbuf_reserve, bpf_ringbuf_submit};
+    use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE};
+    use aya_ebpf::helpers::generated::{
+        bpf_ringbuf_output, bpf_ringbuf_query, bpf_ringbuf_reserve, bpf_ringbuf_submit,
+    };
     use dprof_common::drop_reason::DropReason;
     use dprof_common::limits::FLOOR_BYTES;
 
@@ -123,6 +125,15 @@ mod ring {
             unsafe { room.write(*record) };
             submit(out, room);
         }
+    }
+
+    /// Whether more than a quarter of the ring waits to be read.
+    #[inline(always)]
+    pub(crate) fn is_busy() -> bool {
+        // SAFETY: the helper takes any map of this type.
+        let [waiting, size] = [BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE]
+            .map(|what| unsafe { bpf_ringbuf_query(address(&EVENTS), what.into()) });
+        waiting > size / 4
     }
 
     /// A record of nothing, to compare costs with.
@@ -176,6 +187,12 @@ mod perf {
         if result != 0 {
             count(DropReason::RingFull);
         }
+    }
+
+    /// How full a buffer is, programs are not told: a CPU's own records are all that it can push out.
+    #[inline(always)]
+    pub(crate) const fn is_busy() -> bool {
+        false
     }
 
     /// Room for a `T`, to be filled and given to [`submit`].

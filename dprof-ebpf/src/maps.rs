@@ -82,9 +82,10 @@ pub(crate) static SOCKETS_BY_ADDRESS: HashMap<u64, SockState, SOCKETS_MAX> = Has
 #[btf_map]
 pub(crate) static CALLS: LruHashMap<u32, Call, 8192> = LruHashMap::new();
 
-/// Where a record with payload is put together. At most 32 KiB, the kernel's limit for a per-CPU value.
+/// Where a record with payload is put together: an entry per CPU. A per-CPU map's values are 32 KiB at most, so it is
+/// an ordinary one, which the agent makes as long as there are CPUs.
 #[btf_map]
-pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+pub(crate) static SCRATCH: Array<Scratch, 1> = Array::new();
 
 /// Payload limits that the agent wants, by socket cookie: as many as the connections it remembers. Asked again only
 /// after [`LIMITS_GENERATION`] moved.
@@ -260,16 +261,9 @@ pub(crate) struct VectorProgress {
     pub(crate) count: u32,
 }
 
-/// Bytes that one copy from user memory takes: any offset below [`PAYLOAD_BYTES_MAX`] plus a copy lies inside
-/// [`Scratch`], whatever the verifier can prove about either, and two copies take all that a call may give.
-pub(crate) const COPY_BYTES_MAX: usize = PAYLOAD_BYTES_MAX / 2;
-
 /// See [`SCRATCH`].
 #[repr(C)]
 pub(crate) struct Scratch {
-    /// Stamp and fixed part of the record, right-aligned against the payload.
-    pub(crate) fixed: [u8; STAMP_BYTES + size_of::<RecvEvent>()],
-    pub(crate) payload: [u8; PAYLOAD_BYTES_MAX + COPY_BYTES_MAX],
     /// Non-zero while a program fills it.
     pub(crate) busy: u64,
     /// State of the walk over `iovec`s. In memory rather than in registers for the verifier (all kernels): it
@@ -280,9 +274,12 @@ pub(crate) struct Scratch {
     pub(crate) offset: u32,
     /// Bytes of the call still to be passed over: they were reported before it slept.
     pub(crate) skip: u64,
+    /// Stamp and fixed part of the record, right-aligned against the payload.
+    pub(crate) fixed: [u8; STAMP_BYTES + size_of::<RecvEvent>()],
+    /// Twice what goes out: any offset below [`PAYLOAD_BYTES_MAX`] plus a copy of as much lies inside, whatever the
+    /// verifier can prove about either.
+    pub(crate) payload: [u8; 2 * PAYLOAD_BYTES_MAX],
 }
-
-const _: () = assert!(size_of::<Scratch>() <= 32 * 1024);
 
 /// Address of a map, as helpers that are not wrapped want it.
 #[inline(always)]

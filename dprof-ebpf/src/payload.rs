@@ -6,15 +6,16 @@
 
 use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_user as read_user, bpf_task_pt_regs,
+    bpf_get_current_task, bpf_get_current_task_btf, bpf_get_smp_processor_id,
+    bpf_probe_read_user as read_user, bpf_task_pt_regs,
 };
 use dprof_common::drop_reason::DropReason;
 use dprof_common::event::{EventHeader, RecvEvent, SendEvent, flag};
-use dprof_common::limits::{IOVEC_ENTRIES_MAX, PAYLOAD_BYTES_MAX};
+use dprof_common::limits::{IOVEC_ENTRIES_MAX, PAYLOAD_BYTES_BUSY, PAYLOAD_BYTES_MAX};
 
 use crate::access::{Probed, Ptr, Typed};
 use crate::emit::{self, Out, STAMP_BYTES};
-use crate::maps::{COPY_BYTES_MAX, SCRATCH, Scratch, SockState, VECTORS, VectorProgress, config};
+use crate::maps::{SCRATCH, Scratch, SockState, VECTORS, VectorProgress, config};
 use crate::state;
 
 const PF_IO_WORKER: u32 = 0x10;
@@ -137,7 +138,7 @@ pub(crate) fn emit<T: DataRecord>(out: Out, mut event: T, state: &mut SockState,
     if !buffers.is_none()
         && let Some(scratch) = scratch()
     {
-        let len = gather(scratch, buffers, wanted, at.done);
+        let len = gather(scratch, buffers, affordable(wanted), at.done);
         event.header().payload_len = len as u16;
         let len = bounded(len, PAYLOAD_BYTES_MAX as u32);
         // SAFETY: the fixed part ends where the payload starts, and both lie in the scratch buffer, a stamp's room
@@ -153,6 +154,13 @@ pub(crate) fn emit<T: DataRecord>(out: Out, mut event: T, state: &mut SockState,
     } else {
         emit::fixed(out, &event);
     }
+}
+
+/// As much of `wanted` as the ring has room for: bulk data must not push out what others have to say.
+#[inline(always)]
+fn affordable(wanted: u32) -> u32 {
+    const BUSY: u32 = PAYLOAD_BYTES_BUSY as u32;
+    if wanted > BUSY && emit::is_busy() { BUSY } else { wanted }
 }
 
 /// What is asked of the running system call.
@@ -274,10 +282,17 @@ fn next_in_vector(tid: u32, vector: u64, count: u32, again: bool) -> u32 {
     idx
 }
 
-/// This CPU's gathering buffer, unless a program that this one interrupted is using it.
+/// This CPU's gathering buffer.
+#[inline(always)]
+fn of_this_cpu() -> Option<*mut Scratch> {
+    // SAFETY: takes nothing.
+    SCRATCH.get_ptr_mut(unsafe { bpf_get_smp_processor_id() })
+}
+
+/// The same, unless a program that this one interrupted is using it.
 #[inline(always)]
 fn scratch() -> Option<*mut Scratch> {
-    let scratch = SCRATCH.get_ptr_mut(0)?;
+    let scratch = of_this_cpu()?;
     // SAFETY: this CPU's slot; set back by `done`.
     unsafe {
         if (*scratch).busy != 0 {
@@ -329,7 +344,7 @@ fn gather(scratch: *mut Scratch, buffers: Buffers, wanted: u32, skip: u32) -> u3
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn gather_turn(idx: u64) -> u64 {
-    SCRATCH.get_ptr_mut(0).map_or(0, |scratch| gather_one(scratch, idx).into())
+    of_this_cpu().map_or(0, |scratch| gather_one(scratch, idx).into())
 }
 
 /// Copies the entry at `idx`; whether there may be more.
@@ -375,19 +390,9 @@ fn gather_one(scratch: *mut Scratch, idx: u64) -> bool {
 /// Copies one piece, at most [`PAYLOAD_BYTES_MAX`]; how many bytes.
 #[inline(always)]
 fn piece(scratch: *mut Scratch, offset: u32, base: u64, len: u32) -> u32 {
-    let first = copy(scratch, offset, base, len);
-    if len <= COPY_BYTES_MAX as u32 || first == 0 {
-        return first;
-    }
-    first + copy(scratch, offset + first, base + u64::from(first), len - first)
-}
-
-/// Copies the start of a piece, at most [`COPY_BYTES_MAX`]; how many bytes.
-#[inline(always)]
-fn copy(scratch: *mut Scratch, offset: u32, base: u64, len: u32) -> u32 {
     // For the verifier (all kernels): bounds of the two numbers separately; their sum is inside by the sizes.
     let offset = bounded(offset, PAYLOAD_BYTES_MAX as u32 - 1);
-    let len = bounded(len, COPY_BYTES_MAX as u32);
+    let len = bounded(len, PAYLOAD_BYTES_MAX as u32);
     // SAFETY: offset + len <= the payload array, by the two bounds; the helper checks the user address.
     let failed = unsafe {
         let to = (&raw mut (*scratch).payload).cast::<u8>().add(offset as usize);

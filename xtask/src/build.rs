@@ -4,8 +4,9 @@
 //! `cargo` finds it done.
 
 use std::process::Command;
+use std::thread;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use crate::setup::{self, Need};
 use crate::step::Steps;
@@ -13,11 +14,25 @@ use crate::{build_ebpf, paths};
 
 /// Sets up what `need` needs, and builds every binary and every test.
 pub(crate) fn everything(steps: &Steps, need: Need) -> Result<()> {
+    everything_beside(steps, need, || Ok(()))
+}
+
+/// The same, with `work` done beside the build, once everything is installed: that waits for the network, the build
+/// for the processor.
+pub(crate) fn everything_beside<T: Send>(
+    steps: &Steps,
+    need: Need,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
     // While packages come from the network the workspace is compiled without the kernel programs; afterwards
     // only the agent and what links it are compiled again.
     setup::ensure_beside(steps, need, || workspace(steps))?;
-    build_ebpf::build(steps)?;
-    workspace(steps)
+    thread::scope(|scope| {
+        let working = scope.spawn(work);
+        build_ebpf::build(steps)?;
+        workspace(steps)?;
+        working.join().map_err(|_| anyhow!("the work beside the build panicked"))?
+    })
 }
 
 /// Builds every binary and every test, with whatever kernel programs there are.

@@ -57,6 +57,9 @@ enum Task {
     Vm {
         /// 5.10, 6.1, 6.12, 6.18 or 7.x; several may be named [default: all]
         kernels: Vec<String>,
+        /// As few tests as cargo xtask test runs
+        #[arg(long)]
+        small: bool,
     },
     /// Formatting, clippy, documentation and the tree's own rules, warnings denied
     Check,
@@ -72,7 +75,7 @@ fn main() -> ExitCode {
         Task::Demo { cassandra } => demo::run(cassandra),
         Task::Test => test::run(),
         Task::Fuzz(options) => fuzz::run(&options),
-        Task::Vm { kernels } => vm::run(&kernels),
+        Task::Vm { kernels, small } => vm::run(&kernels, small),
         Task::Check => check::run(),
     };
     match result {

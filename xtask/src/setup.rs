@@ -29,7 +29,7 @@ impl Need {
     /// To run a Cassandra ring.
     pub(crate) const CASSANDRA: Self = Self(8);
     /// To run every test tier.
-    pub(crate) const TEST: Self = Self(4 | Self::DEMO.0 | Self::BENCH_ENGINE.0 | Self::CASSANDRA.0);
+    pub(crate) const TEST: Self = Self(4 | Self::BENCH_ENGINE.0 | Self::CASSANDRA.0 | Self::VM.0);
     /// To boot kernels in virtual machines.
     pub(crate) const VM: Self = Self(64 | Self::DEMO.0);
     /// To count the engine's instructions.

@@ -253,6 +253,7 @@ impl Engine {
         self.linker.bytes(socket.cookie, chunk);
         let mut parsed = std::mem::take(&mut self.parsed);
         socket.feed(chunk, self.grammar, &mut parsed);
+        socket.worth.judge(chunk.size, parsed.len());
         self.parsed(socket, Some(chunk), &mut parsed);
         self.parsed = parsed;
         socket.positions.advance(direction, chunk.end());

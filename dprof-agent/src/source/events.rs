@@ -12,6 +12,7 @@ use aya::maps::perf::{PerfEvent, PerfEventArray, PerfEventArrayBuffer};
 use aya::maps::{MapData, RingBuf};
 use aya::util::online_cpus;
 use dprof_common::event::PERF_STAMP_BYTES;
+use dprof_common::limits::PAYLOAD_BYTES_MAX;
 
 use super::hooks::Events;
 use super::load::take;
@@ -22,6 +23,9 @@ const SLACK_NS: u64 = 5_000_000;
 
 /// The kernel's page, of which a perf buffer has a power of two.
 const PAGE_BYTES: usize = 4096;
+
+/// A buffer holds two records of the largest size at least, on however many CPUs.
+const PAGES_MIN: usize = 2 * PAYLOAD_BYTES_MAX / PAGE_BYTES + 1;
 
 /// Where records come from.
 pub(super) enum Reader {
@@ -75,7 +79,7 @@ impl PerfReader {
     fn open(ebpf: &mut Ebpf, bytes: u32) -> anyhow::Result<Self> {
         let mut array = PerfEventArray::try_from(take(ebpf, "EVENTS")?)?;
         let cpus = online_cpus().map_err(|(_, error)| error).context("list the CPUs")?;
-        let pages = (bytes as usize / PAGE_BYTES / cpus.len().max(1)).max(1).next_power_of_two();
+        let pages = (bytes as usize / PAGE_BYTES / cpus.len().max(1)).max(PAGES_MIN).next_power_of_two();
         let open =
             |cpu| array.open(cpu, Some(pages)).with_context(|| format!("open the perf buffer of CPU {cpu}"));
         let buffers = cpus.into_iter().map(open).collect::<anyhow::Result<_>>()?;

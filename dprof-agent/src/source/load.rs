@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use anyhow::{Context, anyhow};
 use aya::maps::HashMap;
 use aya::programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, RawTracePoint};
+use aya::util::online_cpus;
 use aya::{Ebpf, EbpfLoader};
 use dprof_common::probe_config::{ProbeConfig, filter};
 
@@ -119,6 +120,7 @@ pub(super) fn object(config: &ProbeConfig, shape: Shape, types: &aya::Btf) -> an
         // One entry per CPU, which aya knows.
         Events::Perf => OBJECT_PERF,
     };
+    loader.map_max_entries("SCRATCH", cpus()?);
     if !shape.state_by_address {
         loader.map_max_entries("SOCKETS_BY_ADDRESS", UNUSED);
     }
@@ -126,6 +128,12 @@ pub(super) fn object(config: &ProbeConfig, shape: Shape, types: &aya::Btf) -> an
         loader.map_max_entries("CALLS", UNUSED);
     }
     loader.load(object).context("load the kernel programs")
+}
+
+/// One more than the highest number of a CPU that runs. One that is put in later gives no payload, which is counted.
+fn cpus() -> anyhow::Result<u32> {
+    let online = online_cpus().map_err(|(_, error)| error).context("list the CPUs")?;
+    Ok(online.into_iter().max().map_or(1, |last| last + 1))
 }
 
 /// Gives one program to the kernel.

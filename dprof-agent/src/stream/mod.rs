@@ -1,5 +1,6 @@
 //! Calls → placed chunks: where in its stream each call's bytes lie ([`position`]), when they crossed the wire
-//! ([`timeline`]), and which protocol they speak ([`detect`], [`turns`]).
+//! ([`timeline`]), which protocol they speak ([`detect`], [`turns`]), and how many of the next are worth a copy
+//! ([`worth`]).
 //!
 //! What a reader would get wrong: positions are the kernel's raw ones throughout. The connecting side's send
 //! positions are one too high (the SYN); [`socket::Socket::identity`] takes that off, and nothing else needs to.
@@ -10,6 +11,7 @@ pub(crate) mod resent;
 pub(crate) mod socket;
 pub(crate) mod timeline;
 pub(crate) mod turns;
+pub(crate) mod worth;
 
 use crate::protocol::Direction;
 

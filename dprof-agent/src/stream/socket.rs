@@ -14,16 +14,11 @@ use super::position::{HeldCall, POSITION_MAX, Place, Positions};
 use super::resent::Resent;
 use super::timeline::Timeline;
 use super::turns::{self, Turns};
+use super::worth::{self, Worth};
 use super::{Call, Chunk};
 use crate::protocol::capture::Capture;
 use crate::protocol::{Attributes, Direction, Parsed, Parser, Protocol, tls};
 use crate::span::pair::Pairing;
-
-/// Payload limits that are asked for: few, so that a socket's limit changes seldom.
-const PAYLOAD_CLASSES: [u32; 5] = [0, 256, 1024, 4096, PAYLOAD_LIMIT_START];
-
-/// What a new socket gets, and the most that a call gives ([`dprof_common::limits::PAYLOAD_BYTES_MAX`]).
-pub(crate) const PAYLOAD_LIMIT_START: u32 = 16 * 1024;
 
 /// Bytes of an unrecognised connection after which a TLS hello is not looked for any more: clients ask for TLS within
 /// the first few exchanges (SMTP: greeting, EHLO, STARTTLS).
@@ -132,7 +127,7 @@ pub(crate) struct Socket {
     pub(crate) last_tgid: u32,
     /// Bytes are missing before the call under way, whose time this is.
     pub(crate) after_gap_ns: Option<u64>,
-    payload_limit: u32,
+    pub(crate) worth: Worth,
 }
 
 impl Socket {
@@ -174,7 +169,7 @@ impl Socket {
             missed: [false; 2],
             last_tgid: 0,
             after_gap_ns: None,
-            payload_limit: PAYLOAD_LIMIT_START,
+            worth: Worth::new(),
         }
     }
 
@@ -471,15 +466,14 @@ impl Socket {
     /// Payload limit to ask for, if it is another one now.
     pub(crate) fn changed_payload_limit(&mut self) -> Option<u32> {
         let wanted = match &self.speech {
-            Speech::Detecting(_) => PAYLOAD_LIMIT_START,
+            Speech::Detecting(_) => worth::START,
             Speech::Speaking { parser, .. } => {
                 parser.payload_limit(Direction::Out).max(parser.payload_limit(Direction::In))
             }
             Speech::Turns(_) | Speech::Ignored if self.watch > 0 => WATCHED_BYTES,
             Speech::Turns(_) | Speech::Ignored | Speech::Opaque { .. } => 0,
         };
-        let class = PAYLOAD_CLASSES.into_iter().find(|class| *class >= wanted).unwrap_or(PAYLOAD_LIMIT_START);
-        (std::mem::replace(&mut self.payload_limit, class) != class).then_some(class)
+        self.worth.changed(wanted)
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! The split is itself a measurement of time, so here, and only here, times are compared: never with fixed
 //! numbers, always with the programs' own readings of the same clock. A call says when something happened only
-//! within its own start and end; that interval, and one millisecond, is the margin.
+//! within its own start and end; that interval, and one millisecond (more in an emulated machine), is the margin.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -11,8 +11,9 @@ use std::net::TcpStream;
 use anyhow::{Result, ensure};
 use dprof_common::model::{Span, split};
 use dprof_tests::clock::monotonic_ns;
+use dprof_tests::poll::PATIENCE;
 
-/// How far a part may lie outside of what the programs' own readings allow.
+/// How far a part may lie outside of what the programs' own readings allow; more where tests are patient.
 const MARGIN_NS: i64 = 1_000_000;
 
 /// Between two clock readings.
@@ -106,7 +107,8 @@ pub(crate) fn check_split(span: &Span, client: &ClientTimes, server: &ServerTime
             assert!(split.approximate, "{name} is not known, and nothing says so: {split:#?}");
             return;
         };
-        let allowed = low - MARGIN_NS..=high + MARGIN_NS;
+        let margin_ns = MARGIN_NS * i64::from(*PATIENCE);
+        let allowed = low - margin_ns..=high + margin_ns;
         assert!(
             split.approximate || allowed.contains(&part),
             "{name} is {part} ns, the programs' own clocks say {low} to {high}: {split:#?}\n{client:?}\n{server:?}"

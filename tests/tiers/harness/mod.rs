@@ -138,8 +138,9 @@ pub(crate) fn texts(spans: &[Span]) -> Vec<String> {
     spans.iter().filter_map(Span::nearest).map(|half| half.query_text.clone()).take(SHOWN).collect()
 }
 
-/// Fails unless every time of every span comes after what caused it, both ends being on one clock here. Only the
-/// first byte's departure may be left out, where it is flagged: one call of several segments gives an upper bound.
+/// Fails unless every time of every span comes after what caused it, both ends being on one clock here. Only where it
+/// is flagged a departure may be left out: of a call of several segments the last byte's is exact, that of bytes
+/// before it an upper bound. Those are a message's first byte, and its last where other messages share the call.
 #[track_caller]
 pub(crate) fn check_order(spans: &[Span]) {
     for span in spans {
@@ -147,6 +148,7 @@ pub(crate) fn check_order(spans: &[Span]) {
         let exact = |half: &Half, flag| !half.flags.contains(flag);
         let request = exact(client, HalfFlags::REQUEST_TIME_APPROXIMATE);
         let response = exact(server, HalfFlags::RESPONSE_TIME_APPROXIMATE);
+        let (request_last, response_last) = (request || client.batch == 1, response || server.batch == 1);
         let (client, server) = (&client.times, &server.times);
         let first_bytes = [
             ("request departed (first)", client.request_first_ns.filter(|_| request)),
@@ -157,10 +159,10 @@ pub(crate) fn check_order(spans: &[Span]) {
             ("response read", client.response_read_ns),
         ];
         let last_bytes = [
-            ("request departed (last)", client.request_last_ns),
+            ("request departed (last)", client.request_last_ns.filter(|_| request_last)),
             ("request arrived (last)", server.request_last_ns),
             ("request read", server.request_read_ns),
-            ("response departed (last)", server.response_last_ns),
+            ("response departed (last)", server.response_last_ns.filter(|_| response_last)),
             ("response arrived (last)", client.response_last_ns),
             ("response read", client.response_read_ns),
         ];

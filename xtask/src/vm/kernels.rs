@@ -21,19 +21,39 @@ pub(crate) struct Kernel {
     suite: &'static str,
     /// Packages whose names start so and end in [`FLAVOUR`]; of several versions the newest is taken.
     packages: &'static [&'static str],
+    /// The emulated processor.
+    cpu: &'static str,
 }
+
+/// Everything that the emulator knows.
+const CPU: &str = "max";
+
+/// The same without `cmpxchg16b`, which the allocator of kernels before 7 uses with every object: an interrupt at the
+/// wrong moment leaves a pointer in the flags (QEMU 7.2, seen once, as a double fault on 6.12). Kernels of 7 give no
+/// socket storage without it.
+const CPU_WITHOUT_CX16: &str = "max,-cx16";
 
 /// Debian's kernel for virtual machines: the same version and configuration but for drivers, and a fifth of the size.
 const FLAVOUR: &str = "-cloud-amd64";
 
 /// The oldest that is supported to the newest.
 pub(crate) const KERNELS: [Kernel; 5] = [
-    Kernel { name: "5.10", suite: "bullseye", packages: &["linux-image-5.10."] },
-    Kernel { name: "6.1", suite: "bookworm", packages: &["linux-image-6.1."] },
-    Kernel { name: "6.12", suite: "bookworm-backports", packages: &["linux-image-6.12."] },
-    Kernel { name: "6.18", suite: "trixie-backports", packages: &["linux-image-6.18."] },
+    Kernel { name: "5.10", suite: "bullseye", packages: &["linux-image-5.10."], cpu: CPU_WITHOUT_CX16 },
+    Kernel { name: "6.1", suite: "bookworm", packages: &["linux-image-6.1."], cpu: CPU_WITHOUT_CX16 },
+    Kernel {
+        name: "6.12",
+        suite: "bookworm-backports",
+        packages: &["linux-image-6.12."],
+        cpu: CPU_WITHOUT_CX16,
+    },
+    Kernel {
+        name: "6.18",
+        suite: "trixie-backports",
+        packages: &["linux-image-6.18."],
+        cpu: CPU_WITHOUT_CX16,
+    },
     // Its image package holds the kernel no more.
-    Kernel { name: "7.x", suite: "sid", packages: &["linux-binary-7.", "linux-modules-7."] },
+    Kernel { name: "7.x", suite: "sid", packages: &["linux-binary-7.", "linux-modules-7."], cpu: CPU },
 ];
 
 /// Debian's keys, as its own packages install them.
@@ -44,6 +64,8 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 pub(crate) struct Unpacked {
     /// As asked for and shown.
     pub(crate) name: &'static str,
+    /// The emulated processor.
+    pub(crate) cpu: &'static str,
     /// The bootable image.
     pub(crate) image: PathBuf,
     /// Folder of its modules.
@@ -63,17 +85,36 @@ pub(crate) fn chosen(names: &[String]) -> Result<Vec<Kernel>> {
     Ok(KERNELS.into_iter().filter(wanted).collect())
 }
 
-/// Unpacks what is missing in the cache.
-pub(crate) fn unpacked(steps: &Steps, kernels: &[Kernel]) -> Result<Vec<Unpacked>> {
+/// What could be had of the kernels asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Had {
+    pub(crate) kernels: Vec<Unpacked>,
+    /// Names of the others, each with the reason.
+    pub(crate) missing: Vec<(&'static str, String)>,
+}
+
+/// Unpacks what is missing in the cache. Kernels that the archive does not have (any more) are told apart from the
+/// others; an error when none is left.
+pub(crate) fn unpacked(steps: &Steps, kernels: &[Kernel]) -> Result<Had> {
     let cache = paths::cache()?.join("kernels");
-    let missing: Vec<_> = kernels.iter().filter(|kernel| find(&cache, kernel).is_none()).collect();
-    if !missing.is_empty() {
-        fetch(steps, &cache, &missing)?;
+    let wanted: Vec<_> = kernels.iter().filter(|kernel| find(&cache, kernel).is_none()).collect();
+    let mut had = Had::default();
+    if !wanted.is_empty() {
+        let apt = Apt::new(&cache, &wanted)?;
+        // A suite that has moved to the archive of old ones fails, and the others' lists are there all the same.
+        if let Err(error) = steps.run("kernel package lists", apt.command("apt-get").arg("update")) {
+            steps.say(&format!("{error:#}"));
+        }
+        for kernel in wanted {
+            if let Err(error) = fetch(steps, &cache, &apt, kernel) {
+                steps.interrupt().check()?;
+                had.missing.push((kernel.name, format!("{error:#}")));
+            }
+        }
     }
-    let find = |kernel: &Kernel| {
-        find(&cache, kernel).with_context(|| format!("no kernel {} was unpacked", kernel.name))
-    };
-    kernels.iter().map(find).collect()
+    had.kernels = kernels.iter().filter_map(|kernel| find(&cache, kernel)).collect();
+    ensure!(!had.kernels.is_empty(), "no kernel could be had: {:?}", had.missing);
+    Ok(had)
 }
 
 /// A kernel that is unpacked whole.
@@ -84,7 +125,7 @@ fn find(cache: &Path, kernel: &Kernel) -> Option<Unpacked> {
         first(&[&modules], "vmlinuz")
     })?;
     let modules = first(&[&folder.join("usr/lib/modules"), &folder.join("lib/modules")], "")?;
-    Some(Unpacked { name: kernel.name, image, modules })
+    Some(Unpacked { name: kernel.name, cpu: kernel.cpu, image, modules })
 }
 
 /// The first entry whose name starts so, of the first folder that has one.
@@ -96,32 +137,26 @@ fn first(folders: &[&Path], start: &str) -> Option<PathBuf> {
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start)))
 }
 
-fn fetch(steps: &Steps, cache: &Path, kernels: &[&Kernel]) -> Result<()> {
-    let apt = Apt::new(cache, kernels)?;
-    steps.run("kernel package lists", apt.command("apt-get").arg("update"))?;
-    for kernel in kernels {
-        // Unpacked beside, then moved: a folder of its name is a whole kernel.
-        let unfinished = cache.join(format!("{}.unfinished", kernel.name));
-        let _ = fs::remove_dir_all(&unfinished);
-        let debs = unfinished.join("debs");
-        fs::create_dir_all(&debs).with_context(|| format!("create {}", debs.display()))?;
-        let packages = kernel.packages.iter().map(|start| apt.newest(start)).collect::<Result<Vec<_>>>()?;
-        let mut download = apt.command("apt-get");
-        download.current_dir(&debs).arg("download").args(&packages);
-        steps.run(&format!("kernel {}: {}", kernel.name, packages.join(", ")), &mut download)?;
-        for deb in fs::read_dir(&debs)? {
-            let mut unpack = Command::new("dpkg-deb");
-            steps.run(
-                &format!("unpack {}", kernel.name),
-                unpack.arg("-x").arg(deb?.path()).arg(&unfinished),
-            )?;
-        }
-        fs::remove_dir_all(&debs)?;
-        let folder = cache.join(kernel.name);
-        let _ = fs::remove_dir_all(&folder);
-        fs::rename(&unfinished, &folder).with_context(|| format!("rename to {}", folder.display()))?;
+/// Downloads and unpacks one.
+fn fetch(steps: &Steps, cache: &Path, apt: &Apt, kernel: &Kernel) -> Result<()> {
+    // Unpacked beside, then moved: a folder of its name is a whole kernel.
+    let unfinished = cache.join(format!("{}.unfinished", kernel.name));
+    let _ = fs::remove_dir_all(&unfinished);
+    let debs = unfinished.join("debs");
+    fs::create_dir_all(&debs).with_context(|| format!("create {}", debs.display()))?;
+    let newest = |start: &&str| apt.newest(start).with_context(|| format!("suite {}", kernel.suite));
+    let packages = kernel.packages.iter().map(newest).collect::<Result<Vec<_>>>()?;
+    let mut download = apt.command("apt-get");
+    download.current_dir(&debs).arg("download").args(&packages);
+    steps.run(&format!("kernel {}: {}", kernel.name, packages.join(", ")), &mut download)?;
+    for deb in fs::read_dir(&debs)? {
+        let mut unpack = Command::new("dpkg-deb");
+        steps.run(&format!("unpack {}", kernel.name), unpack.arg("-x").arg(deb?.path()).arg(&unfinished))?;
     }
-    Ok(())
+    fs::remove_dir_all(&debs)?;
+    let folder = cache.join(kernel.name);
+    let _ = fs::remove_dir_all(&folder);
+    fs::rename(&unfinished, &folder).with_context(|| format!("rename to {}", folder.display()))
 }
 
 /// apt with package lists of its own.
@@ -176,12 +211,13 @@ impl Apt {
 /// The mirror of Debian's packages that this machine uses.
 fn mirror() -> Result<String> {
     let mut command = Command::new("apt-get");
-    command.args(["indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"]);
+    command.args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]);
     let output = command.output().context("start apt-get")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    match text.lines().find_map(|line| line.strip_prefix("Debian ")) {
+    let is_debian = |uri: &&str| uri.trim_end_matches('/').ends_with("/debian");
+    match text.lines().find(is_debian) {
         Some(mirror) => Ok(mirror.to_owned()),
-        None => bail!("apt has no lists of Debian's packages: run apt-get update, on Debian"),
+        None => bail!("apt has no source of Debian's packages: run this on Debian"),
     }
 }
 

@@ -2,10 +2,11 @@
 //! end in it, runs live tests inside, prints kernel × back end × test and what the verifier said of each program.
 //!
 //! What a reader would get wrong: there is no KVM, the machines are emulated and ten to thirty times slower than this
-//! one. So two run side by side, and the tests inside are few.
+//! one. So two run side by side, and the tests inside are few; fewer still where it is a tier of `cargo xtask test`.
 
 mod image;
 mod kernels;
+mod tables;
 mod tier;
 
 use std::fs;
@@ -22,8 +23,9 @@ use crate::setup::Need;
 use crate::step::Steps;
 use crate::{build, paths};
 
+pub(crate) use kernels::Had;
 use kernels::Unpacked;
-use tier::{Report, WAYS};
+use tier::{Form, Report};
 
 /// Machines at a time: one per core of a CI machine.
 const MACHINES: usize = 2;
@@ -45,20 +47,32 @@ const VERIFIED_MAX: u64 = 100_000;
 const INSTRUCTIONS_MAX: u64 = 4_096;
 
 /// Sets up, builds, and runs the kernels asked for, or all.
-pub(crate) fn run(names: &[String]) -> Result<()> {
+pub(crate) fn run(names: &[String], small: bool) -> Result<()> {
     let steps = Steps::new()?;
     let chosen = kernels::chosen(names)?;
-    build::everything(&steps, Need::VM)?;
-    let kernels = kernels::unpacked(&steps, &chosen)?;
-    tier(&steps, &kernels).map(drop)
+    let had = build::everything_beside(&steps, Need::VM, || kernels::unpacked(&steps, &chosen))?;
+    let form = if small { Form::Small } else { Form::Whole };
+    tier(&steps, &had, form, MACHINE_WITHIN * had.kernels.len() as u32).map(drop)
 }
 
-fn tier(steps: &Steps, kernels: &[Unpacked]) -> Result<u64> {
+/// All kernels that the archive has, in the cache.
+pub(crate) fn fetch(steps: &Steps) -> Result<Had> {
+    kernels::unpacked(steps, &kernels::KERNELS)
+}
+
+/// The small form, as a tier among others: what fits `within`, on every kernel. How many tests passed.
+pub(crate) fn small(steps: &Steps, had: &Had, within: Duration) -> Result<u64> {
+    tier(steps, had, Form::Small, within)
+}
+
+fn tier(steps: &Steps, had: &Had, form: Form, within: Duration) -> Result<u64> {
     let folder = paths::root().join("target/vm");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let shared = image::shared(&folder, &tier::script())?;
-    let consoles = boot_all(steps, &folder, &shared, kernels)?;
-    let reports: Vec<(&str, Report)> = kernels
+    let deadline = clock::now() + within;
+    let shared = image::shared(&folder, &tier::script(form))?;
+    let consoles = boot_all(steps, &folder, &shared, &had.kernels, deadline)?;
+    let reports: Vec<(&str, Report)> = had
+        .kernels
         .iter()
         .zip(&consoles)
         .map(|(kernel, console)| {
@@ -66,8 +80,11 @@ fn tier(steps: &Steps, kernels: &[Unpacked]) -> Result<u64> {
         })
         .collect();
     let mut out = io::stdout().lock();
-    write!(out, "{}", programs_table(&reports))?;
-    write!(out, "{}", tests_table(&reports))?;
+    write!(out, "{}", tables::programs(&reports))?;
+    write!(out, "{}", tables::tests(&reports))?;
+    for (kernel, reason) in &had.missing {
+        writeln!(out, "\nkernel {kernel}: NOT RUN, it could not be had: {reason}")?;
+    }
     drop(out);
     let wrong = wrong(&reports);
     if !wrong.is_empty() {
@@ -91,11 +108,18 @@ impl Drop for Machine {
     }
 }
 
-/// Runs all kernels, [`MACHINES`] at a time; where each one's console is.
-fn boot_all(steps: &Steps, folder: &Path, shared: &Path, kernels: &[Unpacked]) -> Result<Vec<PathBuf>> {
+/// Runs all kernels, [`MACHINES`] at a time, until `deadline`; where each one's console is.
+fn boot_all(
+    steps: &Steps,
+    folder: &Path,
+    shared: &Path,
+    kernels: &[Unpacked],
+    deadline: Instant,
+) -> Result<Vec<PathBuf>> {
     let consoles: Vec<_> =
         kernels.iter().map(|kernel| folder.join(format!("{}.console", kernel.name))).collect();
-    let mut waiting = kernels.iter().zip(&consoles);
+    // The newest have the most back ends and take the longest: first, so that the last two end together.
+    let mut waiting = kernels.iter().zip(&consoles).rev();
     let mut running: Vec<Machine> = Vec::new();
     loop {
         while running.len() < MACHINES {
@@ -113,7 +137,7 @@ fn boot_all(steps: &Steps, folder: &Path, shared: &Path, kernels: &[Unpacked]) -
             let took = machine.started.elapsed();
             if machine.child.try_wait().context("wait for qemu")?.is_some() {
                 steps.say(&format!("kernel {}: done in {:.1} s", machine.name, took.as_secs_f64()));
-            } else if took > MACHINE_WITHIN {
+            } else if took > MACHINE_WITHIN || clock::now() > deadline {
                 steps.say(&format!("kernel {}: not done in {} s", machine.name, took.as_secs()));
             } else {
                 still.push(machine);
@@ -127,7 +151,7 @@ fn boot(kernel: &Unpacked, initramfs: &Path, console: &Path) -> Result<Machine> 
     let out = fs::File::create(console).with_context(|| format!("create {}", console.display()))?;
     let mut command = Command::new("nice");
     command
-        .args(["-n", "5", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"])
+        .args(["-n", "5", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", kernel.cpu])
         .args(["-m", MEMORY_MIB, "-smp", "2", "-nographic", "-no-reboot", "-nic", "none"])
         .arg("-kernel")
         .arg(&kernel.image)
@@ -172,77 +196,4 @@ fn wrong(reports: &[(&str, Report)]) -> Vec<String> {
         }
     }
     wrong
-}
-
-/// Instructions of every program on every kernel, those that the verifier looked at after a slash.
-fn programs_table(reports: &[(&str, Report)]) -> String {
-    let mut names: Vec<&str> = Vec::new();
-    for program in reports.iter().flat_map(|(_, report)| &report.programs) {
-        if !names.contains(&program.name.as_str()) {
-            names.push(&program.name);
-        }
-    }
-    let mut table = format!("\n{:<24}", "instructions/verified");
-    for (kernel, _) in reports {
-        table += &format!("{kernel:>14}");
-    }
-    table.push('\n');
-    for name in names {
-        table += &format!("{name:<24}");
-        for (_, report) in reports {
-            let of = report.programs.iter().find(|program| program.name == name);
-            let cell = of.map_or_else(
-                || "-".to_owned(),
-                |program| match &program.loaded {
-                    Ok((run, 0)) => run.to_string(),
-                    Ok((run, verified)) => format!("{run}/{verified}"),
-                    Err(_) => "refused".to_owned(),
-                },
-            );
-            table += &format!("{cell:>14}");
-        }
-        table.push('\n');
-    }
-    table
-}
-
-/// Results of every test on every kernel, a column for each way.
-fn tests_table(reports: &[(&str, Report)]) -> String {
-    let mut names: Vec<&str> =
-        reports.iter().flat_map(|(_, report)| report.tests.keys()).map(|(_, test)| test.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
-    let width = names.iter().map(|name| name.len()).max().unwrap_or(0);
-    let mut table = String::new();
-    for (kernel, report) in reports {
-        let done = report.done_s.map_or_else(|| "not done".to_owned(), |s| format!("{s:.0} s"));
-        table +=
-            &format!("\nkernel {kernel} ({}): booted in {:.0} s, {done}\n", report.release, report.booted_s);
-        for (backend, said) in &report.backends {
-            table += &format!("  {backend}: {said}\n");
-        }
-        table += &format!("  {:<width$}", "");
-        let ways = || {
-            WAYS.into_iter()
-                .chain([("all", "together")])
-                .map(|(backend, events)| format!("{backend} {events}"))
-        };
-        for way in ways() {
-            table += &format!("  {way:>12}");
-        }
-        table.push('\n');
-        for name in &names {
-            table += &format!("  {name:<width$}");
-            for way in ways() {
-                let cell = match report.tests.get(&(way, (*name).to_owned())) {
-                    Some(true) => "ok",
-                    Some(false) => "FAILED",
-                    None => "-",
-                };
-                table += &format!("  {cell:>12}");
-            }
-            table.push('\n');
-        }
-    }
-    table
 }

@@ -11,13 +11,15 @@ mod payload;
 #[cfg(test)]
 mod tests;
 
+use dprof_common::limits::PAYLOAD_BYTES_MAX;
+
 use super::capture::Capture;
 use super::{Detected, Direction, Head, Parsed, Parser, Protocol, Verdict};
 use frames::Frames;
 use header::{Header, Kind, Read};
 
 /// Payload worth capturing of one call: peers write a hundred messages at once, and each must be seen.
-const PAYLOAD_BYTES: u32 = 16 * 1024;
+const PAYLOAD_BYTES: u32 = PAYLOAD_BYTES_MAX as u32;
 
 /// The protocol.
 #[derive(Debug)]

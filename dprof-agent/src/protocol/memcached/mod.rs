@@ -14,6 +14,7 @@ mod requests;
 #[cfg(test)]
 mod tests;
 
+use dprof_common::limits::PAYLOAD_BYTES_MAX;
 use memchr::memchr;
 
 use super::capture::{Capture, KeyCapture};
@@ -24,7 +25,7 @@ use replies::Replies;
 use requests::{Requests, without_return};
 
 /// Payload worth capturing of one call: pipelined commands fill calls, and each must be seen.
-const PAYLOAD_BYTES: u32 = 16 * 1024;
+const PAYLOAD_BYTES: u32 = PAYLOAD_BYTES_MAX as u32;
 
 /// Longest first line that detection waits for, bytes: a key of 250 and numbers.
 const LINE_BYTES_MAX: usize = 512;

@@ -17,6 +17,8 @@ mod subscriptions;
 #[cfg(test)]
 mod tests;
 
+use dprof_common::limits::PAYLOAD_BYTES_MAX;
+
 use super::answers::{Answers, Next};
 use super::capture::Capture;
 use super::{Detected, Direction, Head, Parsed, Parser, Protocol, Verdict};
@@ -28,7 +30,7 @@ use request::{Requests, Special};
 use subscriptions::Subscriptions;
 
 /// Payload worth capturing of one call: pipelined commands fill calls, and each must be seen.
-const PAYLOAD_BYTES: u32 = 16 * 1024;
+const PAYLOAD_BYTES: u32 = PAYLOAD_BYTES_MAX as u32;
 
 /// Longest first line of an inline command that detection waits for, bytes.
 const INLINE_LINE_BYTES_MAX: usize = 64;
