@@ -3,6 +3,7 @@
 //! What a reader would get wrong: an option on the command line wins over the configuration file, which wins
 //! over the default; lists are not joined. Nothing after this module asks where a value came from.
 
+mod keep;
 pub(crate) mod kept;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use dprof_common::model::EvidenceKind;
 use dprof_common::units::{parse_bytes, parse_duration, parse_signed_duration};
 use dprof_store::{DEFAULT_STORE, Retention, StoreUrl};
 
+use self::keep::KeepArgs;
 use self::kept::KeptArgs;
 use crate::config::{self, Config};
 use crate::deliver::SpoolOptions;
@@ -144,6 +146,8 @@ struct RunArgs {
     #[arg(long)]
     summary: bool,
     #[command(flatten)]
+    keep: KeepArgs,
+    #[command(flatten)]
     kept: KeptArgs,
     /// Read events from a recording instead of the kernel
     #[arg(
@@ -234,6 +238,8 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// Spans of unknown protocols.
     pub unknown: bool,
+    /// Which traces are stored.
+    pub keep: crate::keep::KeepOptions,
     /// Which links are made.
     pub link: LinkOptions,
     /// Age at which an open request is given up, nanoseconds.
@@ -359,6 +365,7 @@ fn options(args: RunArgs, config: Config, warnings: Vec<String>) -> Result<Optio
         limits: config.limits,
         run_for_ns,
         summary: args.summary,
+        keep: args.keep.options(&config.keep)?,
         capture: args.kept.capture(config.capture.kept)?,
         record: args.kept.into_record(),
         clock_offset_ns,

@@ -14,6 +14,7 @@ pub mod deliver;
 pub mod doctor;
 pub mod engine;
 mod heavy_hitters;
+pub mod keep;
 pub mod link;
 pub mod memory;
 pub mod pipeline;

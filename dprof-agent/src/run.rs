@@ -114,7 +114,9 @@ fn run(options: &Options) -> anyhow::Result<u8> {
             None => None,
             Some(url) => Some(open_writer(url, &info, options.retention, &opened.netns).await?),
         };
-        let engine = Engine::new(engine_config(options, &info)).with_capture(options.capture);
+        let engine = Engine::new(engine_config(options, &info))
+            .with_capture(options.capture)
+            .with_keep(options.keep.clone());
         let running = pipeline::start(Stages {
             source,
             engine,

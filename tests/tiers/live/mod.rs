@@ -14,6 +14,7 @@ mod proxies;
 mod rate;
 mod replay;
 mod same;
+mod sampling;
 mod split;
 mod tls;
 mod tshark;
