@@ -5,6 +5,7 @@
 
 mod keep;
 pub(crate) mod kept;
+mod peers;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,11 @@ use dprof_store::{DEFAULT_STORE, Retention, StoreUrl};
 
 use self::keep::KeepArgs;
 use self::kept::KeptArgs;
+use self::peers::PeerArgs;
+pub use self::peers::Peers;
 use crate::config::{self, Config};
 use crate::deliver::SpoolOptions;
+use crate::keep::KeepOptions;
 use crate::link::{EvidenceSet, LinkOptions};
 use crate::protocol::capture::Capture;
 use crate::source::hooks::{Backend, Events};
@@ -148,6 +152,8 @@ struct RunArgs {
     #[command(flatten)]
     keep: KeepArgs,
     #[command(flatten)]
+    peers: PeerArgs,
+    #[command(flatten)]
     kept: KeptArgs,
     /// Read events from a recording instead of the kernel
     #[arg(
@@ -239,7 +245,9 @@ pub struct Options {
     /// Spans of unknown protocols.
     pub unknown: bool,
     /// Which traces are stored.
-    pub keep: crate::keep::KeepOptions,
+    pub keep: KeepOptions,
+    /// Other agents that are told and heard.
+    pub peers: Option<Peers>,
     /// Which links are made.
     pub link: LinkOptions,
     /// Age at which an open request is given up, nanoseconds.
@@ -349,6 +357,7 @@ fn options(args: RunArgs, config: Config, warnings: Vec<String>) -> Result<Optio
             kernel_options(&args, &config.filters, config.ring_bytes, duty_cycle, config.service_rules)?;
         Input::Kernel(options)
     };
+    let peers = args.peers.options()?;
     Ok(Options {
         input,
         store,
@@ -365,7 +374,8 @@ fn options(args: RunArgs, config: Config, warnings: Vec<String>) -> Result<Optio
         limits: config.limits,
         run_for_ns,
         summary: args.summary,
-        keep: args.keep.options(&config.keep)?,
+        keep: KeepOptions { has_peers: peers.is_some(), ..args.keep.options(&config.keep)? },
+        peers,
         capture: args.kept.capture(config.capture.kept)?,
         record: args.kept.into_record(),
         clock_offset_ns,

@@ -27,3 +27,4 @@ pub mod source;
 mod span;
 pub mod spool;
 mod stream;
+pub mod words;

@@ -10,6 +10,7 @@ use dprof_common::model::{Rollup, RollupKey, Side};
 use crate::engine::EngineCounters;
 use crate::pipeline::Outcome;
 use crate::source::recording::RecorderCounters;
+use crate::words::WordCounters;
 use dprof_common::units::{count, duration};
 
 /// Every service and operation, servers first, the largest count first.
@@ -133,6 +134,18 @@ pub fn counters(outcome: &Outcome, recorder: Option<RecorderCounters>) -> String
     }
     if engine.windows > 0 {
         text.push_str(&windows(engine));
+    }
+    let words = outcome.words;
+    if words != WordCounters::default() {
+        let said = [
+            named("sent", words.sent),
+            named("bytes", words.sent_bytes),
+            named("unsent", words.unsent),
+            named("received", words.received),
+            named("ignored", words.ignored),
+            named("refused", words.refused),
+        ];
+        line(&mut text, "words", &said);
     }
     line(
         &mut text,

@@ -20,10 +20,13 @@ use crate::source::recording::{Recorder, RecordingHeader};
 use crate::source::replay::Replay;
 use crate::source::tee::Tee;
 use crate::source::{Source, kernel, window};
+use crate::words::{self, Exchange, WordOptions};
 use crate::{control, doctor, report};
 
 /// Requests open at once, over all connections: 100 connections with 1,000 pipelined requests each.
 pub const OPEN_REQUESTS_MAX: usize = 100_000;
+/// Words of other agents that wait for the engine, which looks at least every 50 ms.
+const WORDS_WAITING_MAX: usize = 16_384;
 /// RPCs held at once: two seconds of 20,000 spans/s whose other half does not come.
 pub const HELD_MAX: usize = 40_000;
 /// Connections known at once: a busy proxy's.
@@ -117,11 +120,21 @@ fn run(options: &Options) -> anyhow::Result<u8> {
         let engine = Engine::new(engine_config(options, &info))
             .with_capture(options.capture)
             .with_keep(options.keep.clone());
+        let peers = match &options.peers {
+            None => None,
+            Some(peers) => {
+                let (heard, words) = std::sync::mpsc::sync_channel(WORDS_WAITING_MAX);
+                let secret = words::read_secret(&peers.secret)?;
+                let options = WordOptions { listen: peers.listen, peers: peers.peers.clone(), secret };
+                Some((Exchange::start(&options, heard)?, words))
+            }
+        };
         let running = pipeline::start(Stages {
             source,
             engine,
             writer,
             spool: Some(options.spool.clone()),
+            peers,
             patient: opened.patient,
             keep_rollups: options.summary,
         })?;
