@@ -4,7 +4,9 @@
 //! over the default; lists are not joined. Nothing after this module asks where a value came from.
 
 mod guard;
+mod keep;
 pub(crate) mod kept;
+mod peers;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,10 +19,14 @@ use dprof_store::{DEFAULT_STORE, Retention, StoreUrl};
 
 pub use self::guard::Guard;
 use self::guard::GuardArgs;
+use self::keep::KeepArgs;
 use self::kept::KeptArgs;
 pub use self::kept::RecordOptions;
+use self::peers::PeerArgs;
+pub use self::peers::Peers;
 use crate::config::{self, Config};
 use crate::deliver::SpoolOptions;
+use crate::keep::KeepOptions;
 use crate::link::{EvidenceSet, LinkOptions};
 use crate::protocol::capture::Capture;
 use crate::source::hooks::{Backend, Events};
@@ -148,6 +154,10 @@ struct RunArgs {
     #[arg(long)]
     summary: bool,
     #[command(flatten)]
+    keep: KeepArgs,
+    #[command(flatten)]
+    peers: PeerArgs,
+    #[command(flatten)]
     kept: KeptArgs,
     #[command(flatten)]
     guard: GuardArgs,
@@ -231,6 +241,10 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// Spans of unknown protocols.
     pub unknown: bool,
+    /// Which traces are stored.
+    pub keep: KeepOptions,
+    /// Other agents that are told and heard.
+    pub peers: Option<Peers>,
     /// Which links are made.
     pub link: LinkOptions,
     /// Age at which an open request is given up, nanoseconds.
@@ -344,6 +358,7 @@ fn options(args: RunArgs, config: Config, warnings: Vec<String>) -> Result<Optio
             kernel_options(&args, &config.filters, config.ring_bytes, duty_cycle, config.service_rules)?;
         Input::Kernel(options)
     };
+    let peers = args.peers.options()?;
     Ok(Options {
         input,
         store,
@@ -360,6 +375,8 @@ fn options(args: RunArgs, config: Config, warnings: Vec<String>) -> Result<Optio
         limits: config.limits,
         run_for_ns,
         summary: args.summary,
+        keep: KeepOptions { has_peers: peers.is_some(), ..args.keep.options(&config.keep)? },
+        peers,
         capture: args.kept.capture(config.capture.kept)?,
         record: args.kept.into_record(),
         clock_offset_ns,

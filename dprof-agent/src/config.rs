@@ -4,6 +4,7 @@
 //! was meant), an unknown key only warns (a file may be shared with a newer agent).
 
 mod capture;
+mod keep;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,9 @@ use serde::Deserialize;
 
 pub use self::capture::Capture;
 use self::capture::{FileCapture, check_capture};
+pub use self::keep::Keep;
+pub(crate) use self::keep::check_budget;
+use self::keep::{FileKeep, check_keep};
 use crate::args::{EngineLimits, check_max_open_ns, check_name, check_ring_bytes};
 use crate::deliver::SpoolOptions;
 use crate::source::process::{Pattern, ServiceRule};
@@ -69,6 +73,8 @@ pub struct Config {
     pub filters: Filters,
     /// `[capture]`
     pub capture: Capture,
+    /// `[trace]`
+    pub keep: Keep,
 }
 
 /// What to watch; overridden by the options of the same name.
@@ -101,6 +107,24 @@ struct File {
     limits: FileLimits,
     filter: FileFilter,
     capture: FileCapture,
+    trace: FileKeep,
+}
+
+/// A part of the whole: a number, or text such as `1/16`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum FilePart {
+    Number(f64),
+    Text(String),
+}
+
+impl FilePart {
+    fn to_text(&self) -> String {
+        match self {
+            Self::Number(part) => part.to_string(),
+            Self::Text(text) => text.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -150,7 +174,7 @@ struct FileFilter {
 }
 
 /// Every key that [`File`] knows; `labels` takes any.
-const KEYS: [(&str, &[&str]); 7] = [
+const KEYS: [(&str, &[&str]); 8] = [
     (
         "",
         &[
@@ -168,6 +192,7 @@ const KEYS: [(&str, &[&str]); 7] = [
             "limits",
             "filter",
             "capture",
+            "trace",
         ],
     ),
     ("spool", &["dir", "max_size"]),
@@ -176,6 +201,7 @@ const KEYS: [(&str, &[&str]); 7] = [
     ("limits", &["max_open", "ring_size", "hold", "open_requests", "held", "connections"]),
     ("filter", &["ports", "cgroups", "netns"]),
     ("capture", capture::KEYS),
+    ("trace", keep::KEYS),
 ];
 
 /// Reads the file at `path`, which must exist. Gives the configuration and warnings; the error is one line.
@@ -260,6 +286,7 @@ fn check(file: File) -> Result<Config, String> {
         },
         filters: Filters { ports: file.filter.ports, cgroups: file.filter.cgroups, netns: file.filter.netns },
         capture: check_capture(&file.capture)?,
+        keep: check_keep(&file.trace)?,
     })
 }
 
@@ -396,7 +423,7 @@ mod tests {
         let kept = capture("values = true\nkeys = \"hash\"").expect("valid").kept;
         assert_eq!(kept, crate::protocol::capture::Capture { values: true, keys: KeyCapture::Hash });
         check_error("[capture]\nkeys = \"none\"", "capture.keys: 'none' is no way to keep keys");
-        check_error("[capture]\nduty_cycle = 0", "capture.duty_cycle: '0' is no part of the time");
+        check_error("[capture]\nduty_cycle = 0", "capture.duty_cycle: '0' is no part of the whole");
         check_error("[capture]\nwindow = \"1ms\"", "capture.window");
     }
 
@@ -480,6 +507,10 @@ mod tests {
         check_error("[limits]\nring_size = \"5MiB\"", "limits.ring_size: 5242880 bytes cannot be a ring");
         check_error("[limits]\nheld = 1", "limits.held: 1 is out of range: give 16 to 10000000");
         check_error("[limits]\nhold = \"1h\"", "limits.hold");
+        check_error("[trace]\nkeep_ratio = \"2\"", "trace.keep_ratio: '2' is no part of the whole");
+        check_error("[trace]\nkeep_budget_per_s = -1.0", "trace.keep_budget_per_s: -1 is out of range");
+        let keep = parse("[trace]\nkeep_ratio = \"1/100\"\nkeep_slow = false").expect("good").0.keep;
+        assert_eq!((keep.ratio, keep.slow, keep.errors), (Some(0.01), Some(false), None));
         check_error("[retention]\nmax_age = \"1s\"", "retention.max_age: 1s is out of range: give 60s");
         check_error("[retention]\nmax_size = \"1MiB\"", "give at least 16MiB");
         check_error("[[service]]\nname = \"x\"", "service 'x' matches nothing");

@@ -16,11 +16,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use dprof_common::drop_reason::DropReason;
-use dprof_common::model::{HostInfo, ProcessInfo, Rollup, Span, SpanId};
+use dprof_common::model::{HostInfo, KeepReason, ProcessInfo, Rollup, Span, SpanId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 pub use self::counters::EngineCounters;
 use crate::decode::{Event, decode};
+use crate::keep::{KeepOptions, Keeper, Word};
 use crate::link::LinkOptions;
 use crate::link::linker::Linker;
 use crate::protocol::capture::Capture;
@@ -66,6 +67,8 @@ pub struct Output {
     pub rollups: Vec<Rollup>,
     /// Payload limits that changed: (socket cookie, bytes per call).
     pub payload_limits: Vec<(u64, u32)>,
+    /// Words for the agents that watch these addresses.
+    pub words: Vec<(std::net::SocketAddr, Word)>,
 }
 
 /// A request that is not answered yet.
@@ -123,6 +126,9 @@ pub struct Engine {
     open: OpenTable,
     linker: Linker,
     window: Window,
+    keeper: Keeper,
+    /// Kept between calls to save allocations.
+    settled: Vec<Span>,
     rollups: Rollups,
     next_message_id: u64,
     last_lost_ns: Option<u64>,
@@ -162,6 +168,8 @@ impl Engine {
             open: OpenTable::default(),
             linker: Linker::new(config.link, (config.hold_ns / LINK_SHARE).min(SETTLE_NS)),
             window: Window::new(config.hold_ns, config.held_max),
+            keeper: Keeper::new(KeepOptions::default(), config.hold_ns, config.held_max),
+            settled: Vec::new(),
             rollups: Rollups::default(),
             next_message_id: 1,
             last_lost_ns: None,
@@ -180,6 +188,18 @@ impl Engine {
         self
     }
 
+    /// Which traces are given out.
+    #[must_use]
+    pub fn with_keep(mut self, options: KeepOptions) -> Self {
+        self.keeper.set_options(options);
+        self
+    }
+
+    /// A word of another agent about an RPC of which each sees one end.
+    pub fn hear(&mut self, word: Word, out: &mut Output) {
+        self.keep(out, |keeper, _, out, now_ns| keeper.hear(word, out, now_ns));
+    }
+
     /// Takes a block in; what it settled is added to `out`. Damaged records are counted and passed over.
     pub fn push(&mut self, block: &Block, out: &mut Output) {
         for record in block.records() {
@@ -189,23 +209,45 @@ impl Engine {
                 Some(Err(_)) | None => self.counters.records_refused += 1,
             }
         }
+        self.give_out(out);
+    }
+
+    /// Spans that are done with: all, or those that are kept.
+    fn give_out(&mut self, out: &mut Output) {
+        if self.keeper.keeps_all() {
+            let before = out.spans.len();
+            self.window.take(&mut out.spans);
+            self.counters.spans += (out.spans.len() - before) as u64;
+        } else {
+            self.keep(out, Keeper::sift);
+        }
+    }
+
+    /// Has the keeper do something, and gives out what comes of it.
+    fn keep(
+        &mut self,
+        out: &mut Output,
+        what: impl FnOnce(&mut Keeper, &mut Vec<Span>, &mut Vec<Span>, u64),
+    ) {
         let before = out.spans.len();
-        self.window.take(&mut out.spans);
+        self.window.take(&mut self.settled);
+        what(&mut self.keeper, &mut self.settled, &mut out.spans, self.clock.now_ns());
+        self.keeper.take_words(&mut out.words);
         self.counters.spans += (out.spans.len() - before) as u64;
     }
 
     /// The stream ended: everything finished is given out. Open requests are only counted: nobody saw them end.
     pub fn finish(&mut self, out: &mut Output) {
-        let before = out.spans.len();
         self.give_up_held(u64::MAX, out);
         while let Some((_, close)) = self.lingering.pop_front() {
             self.close(&close, out);
         }
         self.linker.finish();
         self.take_links(self.clock.now_ns());
-        self.window.take_all(self.clock.now_ns(), &mut out.spans);
+        self.window.finish_all(self.clock.now_ns());
+        self.give_out(out);
+        self.keep(out, |keeper, _, out, _| keeper.finish(out));
         self.rollups.take_all(&mut out.rollups);
-        self.counters.spans += (out.spans.len() - before) as u64;
     }
 
     /// Requests that are open now, oldest first.
@@ -231,7 +273,20 @@ impl Engine {
 
     /// Counters and gauges.
     pub fn counters(&self) -> EngineCounters {
+        let keep = self.keeper.counters();
+        let kept = |reason: KeepReason| keep.kept[reason as usize - 1];
         EngineCounters {
+            kept_ratio: kept(KeepReason::Ratio),
+            kept_slow: kept(KeepReason::Slow),
+            kept_error: kept(KeepReason::Error),
+            kept_top: kept(KeepReason::Top),
+            kept_unconfirmed: kept(KeepReason::Unconfirmed),
+            keep_over_budget: keep.over_budget,
+            not_kept: keep.forgotten,
+            not_kept_early: keep.evicted,
+            words_heard: keep.words_heard,
+            words_lost: keep.words_lost,
+            keep_horizon_ms: keep.horizon_ns / 1_000_000,
             spans_released_early: self.window.counters().evicted,
             spans_alone: self.window.counters().alone,
             halves_doubled: self.window.counters().doubled,
@@ -244,7 +299,7 @@ impl Engine {
             keys_uncounted: self.rollups.counters().keys_uncounted,
             connections: self.sockets.len() as u64,
             open_requests: self.open.len() as u64,
-            held: self.window.held() as u64,
+            held: (self.window.held() + self.keeper.held()) as u64,
             ..self.counters
         }
     }
@@ -350,6 +405,10 @@ impl Engine {
         self.linker.expire(now_ns);
         self.take_links(now_ns);
         self.window.expire(now_ns);
+        // At once, or what is kept would depend on how records were cut into blocks.
+        if self.window.has_ready() && !self.keeper.keeps_all() {
+            self.give_out(out);
+        }
         if now_ns >= self.tick_due_ns {
             self.tick_due_ns = now_ns.saturating_add(TICK_NS);
             self.tick(now_ns, out);

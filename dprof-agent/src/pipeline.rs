@@ -19,11 +19,13 @@ use crate::clock::{monotonic_ns, read_clocks};
 use crate::deliver::{Delivery, SpoolOptions, deliver};
 use crate::engine::{Engine, EngineCounters, OpenRequest, Output};
 use crate::live::{Live, PUBLISH_EVERY_NS, StoreThread};
+use crate::keep::Word;
 use crate::memory::give_back;
 use crate::privilege;
 use crate::queue::{Popped, Receiver, Sender, queue};
 use crate::report::merge;
 use crate::source::{Block, Source, SourceCounters};
+use crate::words::{Exchange, WordCounters};
 
 /// Bytes of events between source and engine. A burst of 200,000 pipelined commands in a quarter of a second has
 /// 21 MB of events, faster than an engine that shares two cores with them; in steady state next to nothing waits.
@@ -113,6 +115,8 @@ pub struct Outcome {
     pub engine: EngineCounters,
     /// Of the store.
     pub store: StoreCounters,
+    /// Of the words to and from other agents.
+    pub words: WordCounters,
     /// All rollups of the run, if they were asked for.
     pub rollups: Vec<Rollup>,
     /// What went wrong at the end of a stage; empty = nothing.
@@ -129,6 +133,8 @@ pub struct Stages {
     pub writer: Option<Box<dyn Writer>>,
     /// Where they wait while a store that can be away is.
     pub spool: Option<SpoolOptions>,
+    /// Other agents that are told and heard.
+    pub peers: Option<(Exchange, mpsc::Receiver<Word>)>,
     /// A recording waits for the stages after it; a kernel does not.
     pub patient: bool,
     /// Whether rollups are kept for the outcome.
@@ -140,7 +146,7 @@ pub struct Running {
     stop: Arc<AtomicBool>,
     questions: mpsc::Sender<Question>,
     source: JoinHandle<(SourceCounters, Option<String>)>,
-    engine: JoinHandle<(EngineCounters, Vec<Rollup>)>,
+    engine: JoinHandle<Ended>,
     writer: Option<JoinHandle<(StoreCounters, Option<String>)>>,
     live: Arc<Live>,
 }
@@ -183,6 +189,7 @@ pub fn start(stages: Stages) -> anyhow::Result<Running> {
             limits: limits_in,
             asked,
             batches,
+            peers: stages.peers,
             patient: stages.patient,
             keep_rollups: stages.keep_rollups,
             live: Arc::clone(&live),
@@ -229,7 +236,7 @@ impl Running {
         let mut errors = Vec::new();
         let (source, error) = self.source.join().map_err(|_| panicked("source"))?;
         errors.extend(error);
-        let (engine, rollups) = self.engine.join().map_err(|_| panicked("engine"))?;
+        let Ended { engine, words, rollups } = self.engine.join().map_err(|_| panicked("engine"))?;
         let mut store = StoreCounters::default();
         if let Some(writer) = self.writer {
             let (counters, error) = writer.join().map_err(|_| panicked("store"))?;
@@ -237,7 +244,7 @@ impl Running {
             errors.extend(error);
         }
         store.spans_lost_slow = self.live.displaced();
-        Ok(Outcome { source, engine, store, rollups, errors })
+        Ok(Outcome { source, engine, store, words, rollups, errors })
     }
 }
 
@@ -293,19 +300,27 @@ fn read(
     (counters, error)
 }
 
+/// What the engine's thread leaves.
+struct Ended {
+    engine: EngineCounters,
+    words: WordCounters,
+    rollups: Vec<Rollup>,
+}
+
 struct EngineTask {
     engine: Engine,
     events: Receiver<Block>,
     limits: mpsc::Sender<(u64, u32)>,
     asked: mpsc::Receiver<Question>,
     batches: Option<Sender<Batch>>,
+    peers: Option<(Exchange, mpsc::Receiver<Word>)>,
     patient: bool,
     keep_rollups: bool,
     live: Arc<Live>,
 }
 
 impl EngineTask {
-    fn run(mut self) -> (EngineCounters, Vec<Rollup>) {
+    fn run(mut self) -> Ended {
         let mut out = Output::default();
         let mut batcher = Batcher::default();
         let mut kept = Vec::new();
@@ -323,6 +338,10 @@ impl EngineTask {
                     }
                 }
                 Popped::End => self.engine.finish(&mut out),
+            }
+            if let Some((exchange, heard)) = &self.peers {
+                heard.try_iter().for_each(|word| self.engine.hear(word, &mut out));
+                out.words.drain(..).for_each(|(to, word)| exchange.say(to.ip(), word));
             }
             for limit in out.payload_limits.drain(..) {
                 // The source may be gone already.
@@ -358,7 +377,9 @@ impl EngineTask {
                 self.hand_over(batch);
             }
             if is_end {
-                return (self.engine.counters(), kept);
+                let words =
+                    self.peers.map_or_else(WordCounters::default, |(exchange, _)| exchange.counters());
+                return Ended { engine: self.engine.counters(), words, rollups: kept };
             }
         }
     }

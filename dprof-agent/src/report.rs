@@ -10,6 +10,7 @@ use dprof_common::model::{Rollup, RollupKey, Side};
 use crate::engine::EngineCounters;
 use crate::pipeline::Outcome;
 use crate::source::recording::RecorderCounters;
+use crate::words::WordCounters;
 use dprof_common::units::{count, duration};
 
 /// Every service and operation, servers first, the largest count first.
@@ -70,6 +71,21 @@ fn aligned(cells: &[Vec<String>]) -> String {
     text
 }
 
+/// What became of spans where not all traces are kept.
+const KEPT: [&str; 11] = [
+    "kept_ratio",
+    "kept_slow",
+    "kept_error",
+    "kept_top",
+    "kept_unconfirmed",
+    "not_kept",
+    "not_kept_early",
+    "keep_over_budget",
+    "words_heard",
+    "words_lost",
+    "keep_horizon_ms",
+];
+
 /// The counters of a run: losses by cause first, then what is worth a look, then sums.
 pub fn counters(outcome: &Outcome, recorder: Option<RecorderCounters>) -> String {
     let mut text = String::new();
@@ -99,16 +115,37 @@ pub fn counters(outcome: &Outcome, recorder: Option<RecorderCounters>) -> String
         "windows_open_ms",
         "windows_closed_ms",
     ];
+    let is_kept = |name: &str| KEPT.contains(&name);
     let doubts: Vec<(String, u64)> = outcome
         .engine
         .iter()
-        .filter(|(name, _)| !sums.contains(name))
+        .filter(|(name, _)| !sums.contains(name) && !is_kept(name))
         .map(|(name, value)| named(name, value))
         .collect();
     line(&mut text, "noted", &doubts);
     let engine = &outcome.engine;
+    if engine.keep_horizon_ms > 0 {
+        let kept: Vec<_> = engine.iter().filter(|(name, _)| is_kept(name)).collect();
+        line(
+            &mut text,
+            "sampled",
+            &kept.into_iter().map(|(name, value)| named(name, value)).collect::<Vec<_>>(),
+        );
+    }
     if engine.windows > 0 {
         text.push_str(&windows(engine));
+    }
+    let words = outcome.words;
+    if words != WordCounters::default() {
+        let said = [
+            named("sent", words.sent),
+            named("bytes", words.sent_bytes),
+            named("unsent", words.unsent),
+            named("received", words.received),
+            named("ignored", words.ignored),
+            named("refused", words.refused),
+        ];
+        line(&mut text, "words", &said);
     }
     line(
         &mut text,

@@ -184,41 +184,15 @@ impl Minute {
 mod tests {
     use std::sync::Arc;
 
-    use dprof_common::model::{HalfFlags, HalfTimes, HostInfo, MessageId, ProcessInfo, RunId, Status};
+    use dprof_common::model::{ProcessInfo, Status};
 
     use super::*;
+    use crate::span::testing;
 
     fn half(operation: &str, end_ns: u64, duration_ns: u64) -> Half {
-        let address = "127.0.0.1:1".parse().expect("an address");
-        Half {
-            host: Arc::new(HostInfo {
-                host: "h".into(),
-                run_id: RunId(1),
-                labels: std::collections::BTreeMap::default(),
-            }),
-            process: Arc::new(ProcessInfo { pid: 1, comm: "c".into(), service: "s".into(), container: None }),
-            tid: 1,
-            local: address,
-            peer: address,
-            netns: 1,
-            tuple_key: 0,
-            protocol: "redis".into(),
-            operation: operation.into(),
-            query_text: String::new(),
-            status: if duration_ns > 50 { Status::Error } else { Status::Ok },
-            status_code: String::new(),
-            attributes: Vec::new(),
-            times: HalfTimes { start_ns: end_ns - duration_ns, end_ns, ..HalfTimes::default() },
-            request_bytes: 10,
-            response_bytes: 20,
-            request_message_id: MessageId(1),
-            response_message_id: MessageId(2),
-            batch: 1,
-            flags: HalfFlags::default(),
-            retransmits: 0,
-            srtt_us: 0,
-            connect_ns: None,
-        }
+        let mut half = testing::half("s", operation, end_ns, duration_ns);
+        half.status = if duration_ns > 50 { Status::Error } else { Status::Ok };
+        half
     }
 
     const M: u64 = MINUTE_NS;

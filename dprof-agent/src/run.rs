@@ -23,10 +23,13 @@ use crate::source::recording::{Recorder, RecorderOptions, RecordingHeader, Recor
 use crate::source::replay::Replay;
 use crate::source::tee::Tee;
 use crate::source::{Source, kernel, window};
+use crate::words::{self, Exchange, WordOptions};
 use crate::{control, doctor, metrics, report};
 
 /// Requests open at once, over all connections: 100 connections with 1,000 pipelined requests each.
 pub const OPEN_REQUESTS_MAX: usize = 100_000;
+/// Words of other agents that wait for the engine, which looks at least every 50 ms.
+const WORDS_WAITING_MAX: usize = 16_384;
 /// RPCs held at once: two seconds of 20,000 spans/s whose other half does not come.
 pub const HELD_MAX: usize = 40_000;
 /// Connections known at once: a busy proxy's.
@@ -106,6 +109,7 @@ fn run(options: &Options) -> anyhow::Result<u8> {
                 None
             }
         });
+        let peers = options.peers.as_ref().map(word_options).transpose()?;
         let metrics = options.guard.metrics.map(metrics::bind).transpose()?;
         // Everything is open and attached, and no thread has been started.
         give_up_privileges(options, &mut opened)?;
@@ -119,12 +123,22 @@ fn run(options: &Options) -> anyhow::Result<u8> {
                 Box::new(Tee { source: opened.source, recorder: started }) as Box<dyn Source>
             }
         };
-        let engine = Engine::new(engine_config(options, &info)).with_capture(options.capture);
+        let engine = Engine::new(engine_config(options, &info))
+            .with_capture(options.capture)
+            .with_keep(options.keep.clone());
+        let peers = match &peers {
+            None => None,
+            Some(options) => {
+                let (heard, words) = std::sync::mpsc::sync_channel(WORDS_WAITING_MAX);
+                Some((Exchange::start(options, heard)?, words))
+            }
+        };
         let running = pipeline::start(Stages {
             source,
             engine,
             writer,
             spool: Some(options.spool.clone()),
+            peers,
             patient: opened.patient,
             keep_rollups: options.summary,
         })?;
@@ -217,6 +231,12 @@ fn give_up_privileges(options: &Options, opened: &mut Opened) -> anyhow::Result<
         log::info!("{} is not this user's: the right to write anywhere is kept for it", folder.display());
     }
     Ok(())
+}
+
+/// Whom to tell and hear, with the secret that is read now, while everything can be.
+fn word_options(peers: &args::Peers) -> anyhow::Result<WordOptions> {
+    let secret = words::read_secret(&peers.secret)?;
+    Ok(WordOptions { listen: peers.listen, peers: peers.peers.clone(), secret })
 }
 
 async fn join(running: Running) -> anyhow::Result<pipeline::Outcome> {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::optional;
+use super::{FilePart, optional};
 use crate::args::check_duration_in;
 use crate::protocol::capture::Capture as Kept;
 use crate::source::window::{WINDOW_NS, parse_ratio};
@@ -35,20 +35,8 @@ pub(super) struct FileCapture {
     keys: Option<String>,
 }
 
-/// A part of the whole: a number, or text such as `1/16`.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum FilePart {
-    Number(f64),
-    Text(String),
-}
-
 pub(super) fn check_capture(file: &FileCapture) -> Result<Capture, String> {
-    let ratio = match &file.duty_cycle {
-        Some(FilePart::Number(ratio)) => Some(ratio.to_string()),
-        Some(FilePart::Text(text)) => Some(text.clone()),
-        None => None,
-    };
+    let ratio = file.duty_cycle.as_ref().map(FilePart::to_text);
     let keys = optional("capture.keys", file.keys.as_deref(), str::parse)?.unwrap_or_default();
     Ok(Capture {
         ratio: optional("capture.duty_cycle", ratio.as_deref(), parse_ratio)?,

@@ -367,6 +367,9 @@ impl Engine {
             self.sockets.insert(cookie, socket);
         }
         self.time_out(now_ns);
+        if !self.keeper.keeps_all() {
+            self.keep_long_open(out);
+        }
         self.rollups.take_due(now_ns, &mut out.rollups);
     }
 }

@@ -101,6 +101,28 @@ counters! {
     spans_released_early,
     /// Spans of this host's own traffic given out with one half.
     spans_alone,
+    /// Spans given out because their trace's id lies below the keep ratio, while there is one below 1.
+    kept_ratio,
+    /// Spans given out because their trace was slow.
+    kept_slow,
+    /// Spans given out because their trace failed.
+    kept_error,
+    /// Spans given out because one of their trace was among the slowest of its operation.
+    kept_top,
+    /// Spans of which no word came whether their trace is kept, given out by the hash of what is known here.
+    kept_unconfirmed,
+    /// Traces that would have been kept but for the budget of their operation.
+    keep_over_budget,
+    /// Spans of traces that were not kept.
+    not_kept,
+    /// Of these and others, spans whose trace was decided on before its time, because too many were held.
+    not_kept_early,
+    /// Words of other agents.
+    words_heard,
+    /// Words of other agents forgotten before their RPC was seen.
+    words_lost,
+    /// Gauge: how long spans wait for a word on their trace, milliseconds; 0 where all are kept.
+    keep_horizon_ms,
     /// Halves that came twice for one RPC.
     halves_doubled,
     /// Calls linked to their cause.

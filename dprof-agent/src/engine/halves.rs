@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use dprof_common::model::{Half, HalfFlags, MessageId, Side, Status, rpc_identity};
 
-use super::Engine;
 use super::messages::observation;
-use crate::protocol::{Correlation, MessageKind};
+use super::{Engine, Output, TICK_NS};
+use crate::keep::{LongOpen, operation_number};
+use crate::protocol::{BLOCKING_ATTRIBUTE, Correlation, MessageKind};
 use crate::rollup::Named;
 use crate::span::Timed;
 use crate::span::open::OpenHalf;
@@ -173,6 +174,34 @@ impl Engine {
             self.counters.timeouts += 1;
             self.give_up_slot(None, slot);
         }
+    }
+
+    /// Requests that have been open for half the hold time since the last look: their traces are slow. One that waits
+    /// by its own wish is not. What nothing was heard of is forgotten.
+    pub(super) fn keep_long_open(&mut self, out: &mut Output) {
+        let now_ns = self.clock.now_ns();
+        let half_hold_ns = self.config.hold_ns / 2;
+        let is_due = |open: &OpenHalf| {
+            let age_ns = now_ns.saturating_sub(open.seen_ns);
+            (half_hold_ns..half_hold_ns + TICK_NS).contains(&age_ns)
+        };
+        let waits = |open: &OpenHalf| {
+            open.request.message.attributes.iter().any(|(name, _)| name == BLOCKING_ATTRIBUTE)
+        };
+        let (window, mut long) = (&mut self.window, Vec::new());
+        for open in self.open.iter().filter(|open| is_due(open) && !waits(open)) {
+            if let Some((trace, is_fragment)) = window.trace_of(open.span_id, now_ns) {
+                let operation = operation_number(&open.process.service, &open.request.message.operation);
+                long.push(LongOpen { trace, is_fragment, operation });
+            }
+        }
+        self.keep(out, |keeper, settled, out, now_ns| {
+            keeper.sift(settled, out, now_ns);
+            for long in long {
+                keeper.keep_long(long, out, now_ns);
+            }
+            keeper.expire(out, now_ns);
+        });
     }
 
     /// Ends the request in `slot` as timed out; its place in the order stays. `current` is the connection that is

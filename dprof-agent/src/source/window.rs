@@ -73,6 +73,11 @@ pub fn refusal(duty_cycle: &DutyCycle, is_synchronised: bool) -> Option<&'static
 
 /// Reads a duty cycle: `1/16`, `0.05`, `5%`.
 pub fn parse_ratio(text: &str) -> Result<f64, String> {
+    parse_part(text, RATIO_MIN)
+}
+
+/// A part of the whole as `1/16`, `5%` or `0.05`, from `min` to 1.
+pub fn parse_part(text: &str, min: f64) -> Result<f64, String> {
     let number = |text: &str| text.trim().parse::<f64>().ok();
     let ratio = match text.split_once('/') {
         Some((part, whole)) => number(part).zip(number(whole)).map(|(part, whole)| part / whole),
@@ -82,8 +87,8 @@ pub fn parse_ratio(text: &str) -> Result<f64, String> {
         },
     };
     match ratio {
-        Some(ratio) if (RATIO_MIN..=1.0).contains(&ratio) => Ok(ratio),
-        _ => Err(format!("'{text}' is no part of the time: give 1/16, 5% or 0.05, from {RATIO_MIN} to 1")),
+        Some(ratio) if (min..=1.0).contains(&ratio) => Ok(ratio),
+        _ => Err(format!("'{text}' is no part of the whole: give 1/16, 5% or 0.05, from {min} to 1")),
     }
 }
 

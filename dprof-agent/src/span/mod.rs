@@ -6,6 +6,8 @@
 
 pub(crate) mod open;
 pub(crate) mod pair;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod times;
 pub(crate) mod window;
 

@@ -312,6 +312,11 @@ impl Window {
         }
     }
 
+    /// Whether anything is done with.
+    pub(crate) const fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     /// Gives out what is done with.
     pub(crate) fn take(&mut self, spans: &mut Vec<Span>) {
         // A span is large: most are given out from an empty list to an empty list, without a copy.
@@ -322,9 +327,16 @@ impl Window {
         }
     }
 
-    /// Gives out everything that has a finished half.
+    /// The trace of an RPC that is open or held, and whether its name may be another; `None`: not settled yet.
+    pub(crate) fn trace_of(&mut self, span_id: SpanId, now_ns: u64) -> Option<(TraceId, bool)> {
+        self.nodes.get(&span_id)?;
+        let (trace, is_settled) = self.resolve(span_id, now_ns);
+        is_settled.then_some((trace.id, trace.is_fragment))
+    }
+
+    /// Everything that has a finished half is done with.
     #[inline(never)]
-    pub(crate) fn take_all(&mut self, now_ns: u64, spans: &mut Vec<Span>) {
+    pub(crate) fn finish_all(&mut self, now_ns: u64) {
         while !self.queue.is_empty() {
             self.pop(now_ns);
         }
@@ -338,7 +350,6 @@ impl Window {
         for (_, span_id) in halves {
             self.release(span_id, now_ns);
         }
-        spans.append(&mut self.ready);
     }
 
     /// Takes out entries up to one whose node is still held.

@@ -5,16 +5,18 @@ mod links;
 mod proxy;
 mod traffic;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dprof_agent::engine::{Engine, EngineConfig, EngineCounters, Output};
+use dprof_agent::keep::KeepOptions;
 use dprof_agent::link::LinkOptions;
 use dprof_agent::source::recording::{Recorder, RecordingHeader};
 use dprof_agent::source::replay::Replay;
 use dprof_agent::source::{Block, BlockBuilder, Source};
-use dprof_common::model::{HostInfo, RunId, Status};
+use dprof_common::model::{HostInfo, RunId, Span, SpanId, Status, TraceId};
 use proptest::prelude::Rng as _;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
@@ -58,7 +60,11 @@ pub(crate) fn record(path: &Path, redacted: bool, blocks: &[Block]) {
 }
 
 fn run(blocks: impl IntoIterator<Item = Block>) -> (Output, EngineCounters) {
-    let mut engine = Engine::new(EngineConfig {
+    run_keeping(KeepOptions::default(), blocks)
+}
+
+fn run_keeping(keep: KeepOptions, blocks: impl IntoIterator<Item = Block>) -> (Output, EngineCounters) {
+    let engine = Engine::new(EngineConfig {
         host: Arc::new(HostInfo { host: "shop1".into(), run_id: RunId(1), labels: header(false).labels }),
         unknown: true,
         max_open_ns: 1_000_000_000,
@@ -70,6 +76,7 @@ fn run(blocks: impl IntoIterator<Item = Block>) -> (Output, EngineCounters) {
         clock_drift_ppm: 0.0,
         link: LinkOptions::default(),
     });
+    let mut engine = engine.with_keep(keep);
     let mut out = Output::default();
     for block in blocks {
         engine.push(&block, &mut out);
@@ -123,6 +130,35 @@ fn the_cuts_of_a_stream_do_not_matter() {
     let mut rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     for _ in 0..20 {
         assert_same(&run(blocks(&records, || 1 + rng.next_u32() as usize % 50)), &expected);
+    }
+}
+
+#[test]
+fn a_sample_has_whole_traces_and_every_count() {
+    let records = traffic::everything();
+    let (all, _) = run(blocks(&records, || usize::MAX));
+    let traces = |spans: &[Span]| {
+        let mut traces: BTreeMap<TraceId, BTreeSet<SpanId>> = BTreeMap::new();
+        for span in spans {
+            traces.entry(span.trace_id).or_default().insert(span.span_id);
+        }
+        traces
+    };
+    let every = traces(&all.spans);
+    let failed: BTreeSet<TraceId> =
+        all.spans.iter().filter(|span| span.is_error()).map(|span| span.trace_id).collect();
+    for ratio in [0.0, 0.1, 0.5] {
+        let keep = KeepOptions { ratio, slow: false, budget_per_s: 1000.0, ..KeepOptions::default() };
+        let sample = run_keeping(keep.clone(), blocks(&records, || usize::MAX));
+        let kept = traces(&sample.0.spans);
+        assert!(kept.iter().all(|(trace, spans)| every[trace] == *spans), "{ratio}");
+        assert!(failed.iter().all(|trace| kept.contains_key(trace)), "{ratio}");
+        let n_sampled = kept.len() - failed.len();
+        assert!(n_sampled as f64 <= ratio * 2.0 * every.len() as f64, "{n_sampled} of {}", every.len());
+        assert!(ratio < 0.5 || n_sampled > every.len() / 4, "{n_sampled} of {}", every.len());
+        assert_eq!(sample.0.rollups, all.rollups);
+        assert_eq!(sample.1.not_kept + sample.1.spans, all.spans.len() as u64);
+        assert_same(&run_keeping(keep, blocks(&records, || 7)), &sample);
     }
 }
 

@@ -142,7 +142,11 @@ pub fn flag_names(span: &Span) -> Vec<&'static str> {
         flags.insert(half.flags);
     }
     let mut names: Vec<_> = flags.names().collect();
-    for (bit, name) in [(SpanFlags::FRAGMENT, "fragment"), (SpanFlags::DETACHED, "detached")] {
+    for (bit, name) in [
+        (SpanFlags::FRAGMENT, "fragment"),
+        (SpanFlags::DETACHED, "detached"),
+        (SpanFlags::TRUNCATED, "truncated"),
+    ] {
         if span.flags.contains(bit) {
             names.push(name);
         }

@@ -56,6 +56,8 @@ impl SpanFlags {
     pub const FRAGMENT: Self = Self(1 << 0);
     /// Outlives its parent (asynchronous): left out of the parent's blocking time.
     pub const DETACHED: Self = Self(1 << 1);
+    /// Longer than spans are held and kept only when it ended: what it caused may have been forgotten.
+    pub const TRUNCATED: Self = Self(1 << 2);
 
     /// Whether all bits of `other` are set.
     pub const fn contains(self, other: Self) -> bool {
@@ -150,6 +152,6 @@ impl Span {
             self.further_links = other.further_links;
         }
         self.root = if self.link.is_some() { None } else { self.root.or(other.root) };
-        self.flags.0 |= other.flags.0 & SpanFlags::DETACHED.0;
+        self.flags.0 |= other.flags.0 & (SpanFlags::DETACHED.0 | SpanFlags::TRUNCATED.0);
     }
 }

@@ -4,39 +4,23 @@
 //! The datastores of the other racks are held until the client has its answer, and let go one by one: slow replicas,
 //! in a known order, on any machine.
 
-use std::path::Path;
-
 use anyhow::{Context as _, Result, ensure};
-use dprof_tests::agent::Agent;
 use dprof_tests::cli;
-use dprof_tests::netns::Netns;
 use dprof_tests::ring::plan::{Consistency, Node, Ring, Shape};
 use dprof_tests::topology::{ALL, Running, Stack, Topology};
 use dprof_tests::wire::Protocol;
 use serde_json::Value;
 
 use super::{VARIABLE, knows_dnode};
-use crate::harness::Live;
+use crate::harness::{Live, fleet};
 
 /// Replicas in the order in which they make their write. The third node hands the write on to the fourth of its
 /// datacenter, and is done when that one is: so it comes last.
 const SLOW: [usize; 3] = [1, 3, 2];
 
-/// Starts the agent of one machine; all of them share a store.
-fn agent(folder: &Path, store: &str, machine: &Netns, host: &str, labels: &[(&str, &str)]) -> Result<Agent> {
-    let folder = folder.join(format!("agent-{host}"));
-    std::fs::create_dir_all(&folder)?;
-    let mut options = vec!["--netns".to_owned(), machine.path().display().to_string()];
-    options.extend(["--host".to_owned(), host.to_owned()]);
-    for (name, value) in labels {
-        options.extend(["--label".to_owned(), format!("{name}={value}")]);
-    }
-    Agent::start_with(
-        &folder,
-        store,
-        &mut std::process::Command::new(dprof_tests::agent::binary("dprof-agent")),
-        &options,
-    )
+/// Options that label a host.
+fn labels(labels: &[(&str, &str)]) -> Vec<String> {
+    labels.iter().flat_map(|(name, value)| ["--label".to_owned(), format!("{name}={value}")]).collect()
 }
 
 /// `trace ID --messages` as rows.
@@ -71,11 +55,11 @@ fn a_set_through_the_ring_prints_the_answer_and_then_each_replicas_write() -> Re
     let network = running.network().context("machines")?;
     let mut agents = Vec::new();
     for (node, machine) in ring.nodes.iter().zip(network.machines()) {
-        let labels = [("dc", node.dc.as_str()), ("rack", node.rack.as_str()), ("node", node.name.as_str())];
-        agents.push(agent(live.path(), &store, machine, &node.name, &labels)?);
+        let labels = labels(&[("dc", &node.dc), ("rack", &node.rack), ("node", &node.name)]);
+        agents.push(fleet::agent(live.path(), &store, machine, &node.name, &labels)?);
     }
     let machine = network.machines().last().context("the client's machine")?;
-    agents.push(agent(live.path(), &store, machine, "client", &[])?);
+    agents.push(fleet::agent(live.path(), &store, machine, "client", &[])?);
 
     let mut load = running.load(1, 1, false);
     load.targets.truncate(1);

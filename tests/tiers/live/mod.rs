@@ -17,6 +17,7 @@ mod proxies;
 mod rate;
 mod replay;
 mod same;
+mod sampling;
 mod split;
 mod tls;
 mod tshark;

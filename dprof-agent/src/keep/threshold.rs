@@ -1,0 +1,81 @@
+//! How slow an operation usually is: running quantiles of the last one to two minutes, by sketches.
+
+use dprof_common::model::Sketch;
+use rustc_hash::FxHashMap;
+
+/// A sketch is filled for this long, then stands for the past; quantiles are of both.
+const WINDOW_NS: u64 = 60_000_000_000;
+
+/// Operations with thresholds; of others nothing is slow.
+const OPERATIONS_MAX: usize = 4096;
+
+/// A root is slow beyond this quantile, an inner span beyond the other: one request has many of those.
+const ROOT_QUANTILE: f64 = 0.99;
+const INNER_QUANTILE: f64 = 0.999;
+
+/// Durations before a quantile is believed: ten times what lies beyond it.
+const ROOT_COUNT_MIN: u64 = 1_000;
+const INNER_COUNT_MIN: u64 = 10_000;
+
+/// The thresholds are worked out anew after so many more durations, in parts of those that there are.
+const GROWTH: u64 = 4;
+
+#[derive(Debug, Default)]
+struct Operation {
+    current: Sketch,
+    before: Sketch,
+    window_ends_ns: u64,
+    n: u64,
+    n_judged: u64,
+    root_ns: Option<u64>,
+    inner_ns: Option<u64>,
+}
+
+impl Operation {
+    fn judge(&mut self) {
+        let mut both = self.before.clone();
+        both.merge(&self.current);
+        self.n = both.count();
+        self.n_judged = self.n;
+        let of = |quantile, count_min| both.quantile(quantile).filter(|_| self.n >= count_min);
+        let (root_ns, inner_ns) = (of(ROOT_QUANTILE, ROOT_COUNT_MIN), of(INNER_QUANTILE, INNER_COUNT_MIN));
+        (self.root_ns, self.inner_ns) = (root_ns, inner_ns);
+    }
+}
+
+/// Thresholds of all operations.
+#[derive(Debug, Default)]
+pub(super) struct Thresholds {
+    operations: FxHashMap<u64, Operation>,
+}
+
+impl Thresholds {
+    /// Whether a span of this duration is slower than its operation usually is.
+    pub(super) fn is_slow(&mut self, operation: u64, duration_ns: u64, is_root: bool, now_ns: u64) -> bool {
+        let Some(operation) = self.operations.get_mut(&operation) else { return false };
+        if now_ns >= operation.window_ends_ns.saturating_add(WINDOW_NS) {
+            // Nothing for a window and more: the past says nothing any more.
+            *operation = Operation::default();
+        }
+        let threshold = if is_root { operation.root_ns } else { operation.inner_ns };
+        threshold.is_some_and(|threshold| duration_ns > threshold)
+    }
+
+    /// A span of this duration was seen.
+    pub(super) fn add(&mut self, operation: u64, duration_ns: u64, now_ns: u64) {
+        if self.operations.len() >= OPERATIONS_MAX && !self.operations.contains_key(&operation) {
+            return;
+        }
+        let operation = self.operations.entry(operation).or_default();
+        if now_ns >= operation.window_ends_ns {
+            operation.before = std::mem::take(&mut operation.current);
+            operation.window_ends_ns = now_ns.saturating_add(WINDOW_NS);
+            operation.judge();
+        }
+        operation.current.add(duration_ns);
+        operation.n += 1;
+        if operation.n >= ROOT_COUNT_MIN && operation.n >= operation.n_judged + operation.n_judged / GROWTH {
+            operation.judge();
+        }
+    }
+}
