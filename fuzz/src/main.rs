@@ -45,7 +45,9 @@ fn targets(name: &str) -> Result<Vec<Target>, String> {
 fn run(words: &[&str]) -> Result<(), String> {
     let number = |idx: usize, default| match words.get(idx) {
         None => Ok(default),
-        Some(word) => word.parse().map_err(|_| format!("'{word}' is no number: TARGET|all [EXECUTIONS] [SEED]")),
+        Some(word) => {
+            word.parse().map_err(|_| format!("'{word}' is no number: TARGET|all [EXECUTIONS] [SEED]"))
+        }
     };
     let (executions, seed) = (number(1, EXECUTIONS_DEFAULT)?, number(2, 1)?);
     for target in targets(words.first().unwrap_or(&"all"))? {
