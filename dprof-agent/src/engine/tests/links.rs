@@ -277,8 +277,8 @@ fn shared_connection(seed: u64, q: &str) -> (String, BTreeMap<u64, u64>) {
     let mut sent: VecDeque<usize> = VecDeque::new();
     for _ in 0..150 {
         let mut queue = Vec::new();
-        for client in 0..CLIENTS {
-            let n = if below(2) == 0 { 2 - in_flight[client] } else { 0 };
+        for (client, in_flight) in in_flight.iter_mut().enumerate() {
+            let n = if below(2) == 0 { 2 - *in_flight } else { 0 };
             if n == 0 {
                 continue;
             }
@@ -291,7 +291,7 @@ fn shared_connection(seed: u64, q: &str) -> (String, BTreeMap<u64, u64>) {
                 queue.push((client, at, text));
             }
             script += &format!("{at} c{client} recv {texts}\n");
-            in_flight[client] += n;
+            *in_flight += n;
         }
         for (client, read_at, text) in queue {
             at += 1;
