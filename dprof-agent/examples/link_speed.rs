@@ -42,6 +42,7 @@ fn observation(workload: Workload, n: u64, is_call: bool) -> Observation<'static
         sock: if is_call { n % 3 } else { 100 + n % 300 },
         peer: if is_call { n % 3 } else { 100 + n % 300 },
         protocol: "redis",
+        operation: 1,
         time_ns: n * 1000,
         batch: 1,
         start: n * 40,

@@ -132,6 +132,8 @@ pub struct Engine {
     rollups: Rollups,
     next_message_id: u64,
     last_lost_ns: Option<u64>,
+    /// Since when every event was seen: the start, the last loss, the last edge of the capture window.
+    seen_since_ns: Option<u64>,
     /// The last edge of the capture window: when, and whether it opened.
     last_edge: Option<(u64, bool)>,
     counters: EngineCounters,
@@ -173,6 +175,7 @@ impl Engine {
             rollups: Rollups::default(),
             next_message_id: 1,
             last_lost_ns: None,
+            seen_since_ns: None,
             last_edge: None,
             counters: EngineCounters::default(),
             parsed: Vec::new(),
@@ -353,7 +356,10 @@ impl Engine {
                 }
                 self.processes.insert(process.pid, Arc::new(process));
             }
-            Event::Clock(clock) => self.clock.tick(&clock),
+            Event::Clock(clock) => {
+                self.clock.tick(&clock);
+                self.seen_since_ns.get_or_insert(clock.monotonic_ns);
+            }
             Event::Window(edge) => self.edge(&edge, out),
             Event::Lost(lost) => {
                 let loses_event = DropReason::ALL
@@ -367,6 +373,7 @@ impl Engine {
                 // Positions show which sockets lost bytes as they move on; which thread read what does not show.
                 self.counters.events_lost = self.counters.events_lost.saturating_add(lost.count);
                 self.last_lost_ns = Some(self.clock.now_ns());
+                self.seen_since_ns = self.last_lost_ns;
                 self.linker.disturbed(0);
             }
         }

@@ -41,6 +41,7 @@ impl Engine {
             socket.cut(edge.time_ns);
             self.sockets.insert(cookie, socket);
         }
+        self.seen_since_ns = Some(edge.time_ns);
         self.linker.disturbed(0);
     }
 

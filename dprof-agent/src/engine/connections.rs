@@ -41,7 +41,9 @@ impl Engine {
             socket.cut(open.time_ns);
         }
         if socket.role == Role::Unknown {
-            self.linker.joined((open.pid_tgid >> 32) as u32, self.clock.now_ns());
+            // It has been silent for as long as everything was seen.
+            socket.last_call_ns = self.seen_since_ns.unwrap_or(open.time_ns).min(open.time_ns);
+            self.linker.joined((open.pid_tgid >> 32) as u32, socket.last_call_ns, self.clock.now_ns());
         }
         self.sockets.insert(open.sock, socket);
     }

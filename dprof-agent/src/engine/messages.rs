@@ -1,14 +1,18 @@
 //! Messages → open requests: requests open, responses find theirs, and evidence watches both.
 
+use std::hash::BuildHasher as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use dprof_common::model::{MessageId, ProcessInfo, RootKind, Side, SpanId, Status};
+use rustc_hash::FxBuildHasher;
 
 use super::Engine;
 use crate::link::Observation;
 use crate::link::linker::{Decided, Verdict};
-use crate::protocol::{BLOCKING_ATTRIBUTE, Correlation, Direction, Message, MessageKind, Parsed};
+use crate::protocol::{
+    BLOCKING_ATTRIBUTE, Correlation, Direction, FORWARD_ATTRIBUTE, Message, MessageKind, Parsed,
+};
 use crate::span::Timed;
 use crate::span::open::OpenHalf;
 use crate::span::pair::{EARLY_MAX, Pairing, Taken};
@@ -394,6 +398,7 @@ pub(super) fn observation<'a>(socket: &Socket, span_id: SpanId, timed: &'a Timed
         sock: socket.cookie,
         peer: peer_number(socket.peer),
         protocol: socket.protocol(),
+        operation: operation_number(message),
         time_ns: timed.done_ns(),
         batch: timed.batch,
         start: message.start,
@@ -402,6 +407,12 @@ pub(super) fn observation<'a>(socket: &Socket, span_id: SpanId, timed: &'a Timed
         explicit_id: message.explicit_id,
         request_id: message.request_id,
     }
+}
+
+/// What a request asks for as a number, the last bit of which says whether it is to be handed on.
+fn operation_number(message: &Message) -> u64 {
+    let is_forwarded = message.attributes.iter().any(|(name, _)| name == FORWARD_ATTRIBUTE);
+    FxBuildHasher.hash_one(&*message.operation) & !1 | u64::from(is_forwarded)
 }
 
 /// An address and port as a number: two different ones may share one only across address families, or IPv6 networks.

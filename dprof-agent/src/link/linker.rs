@@ -18,15 +18,16 @@ use super::confidence::{Calibration, LinkOptions};
 use super::content::{self, RelayedContent};
 use super::explicit::ExplicitId;
 use super::order::{self, InOrder, Order};
-use super::relay::StreamRelay;
+use super::relay::{self, StreamRelay};
 use super::table::{LATE_NS, Ref, Reply, Table};
 use super::thread::{self, SameThread};
 use super::{Certainty, Evidence, Observation};
 use crate::stream::Chunk;
 
-/// After a connection was joined in the middle, what its process had read before may still be under way for this
-/// long: nothing is certain.
+/// What a process had read before the agent saw everything may still be under way for this long: nothing is certain.
 const JOINED_NS: u64 = LATE_NS;
+/// And so may, for this long, what comes with the first sign of a connection that is older.
+const FIRST_SIGN_NS: u64 = 10_000_000;
 
 /// When the cause of a call is known.
 #[derive(Debug, PartialEq)]
@@ -141,6 +142,7 @@ impl Linker {
         for evidence in &mut self.evidence {
             evidence.request_read(&mut self.table, request, seen);
         }
+        self.take_settled();
     }
 
     /// A process made a call.
@@ -167,10 +169,11 @@ impl Linker {
             }
         }
         let Some((kind, proposal)) = chosen else {
-            // The order of replies may still tell.
-            let may_be_told = self.options.evidence.contains(EvidenceKind::Order)
-                && self.table.process(seen.tgid).is_blind_relay();
-            return if may_be_told { self.later(at, EvidenceKind::Order, now_ns) } else { self.now(at) };
+            return if self.tells_later(at, seen) {
+                self.later(at, EvidenceKind::Order, now_ns)
+            } else {
+                self.now(at)
+            };
         };
         let mut order_said = None;
         if kind != EvidenceKind::Order
@@ -183,13 +186,33 @@ impl Linker {
             (call.kind, call.certainty, call.further) = (kind, proposal.certainty, proposal.further);
             call.order_said = order_said;
         }
-        for evidence in &mut self.evidence {
-            evidence.call_linked(&mut self.table, at, seen);
-        }
+        self.tells_later(at, seen);
         match kind {
-            EvidenceKind::RelayedContent | EvidenceKind::Order => self.later(at, kind, now_ns),
+            EvidenceKind::RelayedContent | EvidenceKind::Order | EvidenceKind::StreamRelay => {
+                self.later(at, kind, now_ns)
+            }
             _ => self.now(at),
         }
+    }
+
+    /// Tells every kind of a call; whether one of them will tell its cause.
+    fn tells_later(&mut self, at: Ref, seen: &Observation<'_>) -> bool {
+        let table = &mut self.table;
+        self.evidence.iter_mut().fold(false, |later, kind| later | kind.tells_later(table, at, seen))
+    }
+
+    /// Calls whose cause was put right: verdicts that waited for it are given.
+    fn take_settled(&mut self) {
+        let mut settled = std::mem::take(&mut self.calls);
+        for evidence in &mut self.evidence {
+            evidence.take_settled(&mut settled);
+        }
+        for at in settled.drain(..) {
+            if self.table.call(at).is_some_and(|call| call.reply != Reply::Awaited) {
+                self.ended(at);
+            }
+        }
+        self.calls = settled;
     }
 
     fn later(&mut self, at: Ref, kind: EvidenceKind, now_ns: u64) -> Verdict {
@@ -218,6 +241,7 @@ impl Linker {
         for evidence in &mut self.evidence {
             evidence.reply_read(&mut self.table, at, seen);
         }
+        self.take_settled();
         self.ended(at);
     }
 
@@ -275,7 +299,7 @@ impl Linker {
     }
 
     /// Whether another call to the same peer turned out to be the one whose reply answered the believed cause: then
-    /// this one, told by order alone, may still be another's.
+    /// this one, told by order alone, may still be another's. Or whether its cause is still to be learned.
     fn is_spare(&self, at: Ref) -> bool {
         let Some(call) =
             self.table.call(at).filter(|call| call.kind == EvidenceKind::Order && !call.is_matched)
@@ -283,7 +307,7 @@ impl Linker {
             return false;
         };
         let request = call.parent.and_then(|at| self.table.request(at));
-        request.is_some_and(|request| request.matched_peer == Some(call.peer))
+        call.is_provisional || request.is_some_and(|request| request.matched_peer == Some(call.peer))
     }
 
     /// Something of the process was not seen (0: of any).
@@ -294,9 +318,10 @@ impl Linker {
         }
     }
 
-    /// A connection of the process is older than what is known of it.
-    pub(crate) fn joined(&mut self, tgid: u32, now_ns: u64) {
-        self.table.doubt_until(tgid, now_ns.saturating_add(JOINED_NS));
+    /// A connection of the process is older than what is known of it, which is everything from `since_ns` on.
+    pub(crate) fn joined(&mut self, tgid: u32, since_ns: u64, now_ns: u64) {
+        let until_ns = since_ns.saturating_add(JOINED_NS).max(now_ns.saturating_add(FIRST_SIGN_NS));
+        self.table.doubt_until(tgid, until_ns);
     }
 
     /// Bytes were read or sent.
@@ -406,8 +431,13 @@ impl Linker {
     fn judge(&mut self, at: Ref) -> Option<Certainty> {
         let call = self.table.call(at)?;
         let (tgid, kind, certainty, parent) = (call.tgid, call.kind, call.certainty, call.parent);
-        if !matches!(kind, EvidenceKind::RelayedContent | EvidenceKind::Order) {
-            return Some(certainty);
+        match (kind, certainty) {
+            (EvidenceKind::RelayedContent | EvidenceKind::Order, _) => {}
+            // The way back did not show it.
+            (EvidenceKind::StreamRelay, Certainty::IfReplyPasses) => {
+                return Some(Certainty::Probable(relay::feature::STANDING));
+            }
+            _ => return Some(certainty),
         }
         let request = call.parent.and_then(|at| self.table.request(at));
         let passes = |reply: Reply| match (reply, request.map(|request| request.reply)) {

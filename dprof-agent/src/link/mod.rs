@@ -15,7 +15,7 @@
 //! | explicit id | [`explicit`] | an id that came in goes out |
 //! | stream relay | [`relay`] | two connections carry the same bytes at a constant distance |
 //! | relayed content | [`content`] | the same command, or a part of it, came in |
-//! | order | [`order`] | among equals, who came first; checked by the order of replies |
+//! | order | [`order`], [`routes`], [`replies`] | among equals, who came first; checked by the order of replies |
 //! | same thread | [`thread`] | one thread read the request and made the call |
 //!
 //! *What stays uncertain.* Equal commands with equal replies are told apart by order alone; a process that changes
@@ -31,6 +31,8 @@ pub(crate) mod explicit;
 pub mod linker;
 pub(crate) mod order;
 pub(crate) mod relay;
+mod replies;
+mod routes;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;
@@ -58,6 +60,8 @@ pub struct Observation<'a> {
     pub peer: u64,
     /// Protocol name.
     pub protocol: &'static str,
+    /// Request: hash of what it asks for, without arguments; the last bit: it is to be handed on.
+    pub operation: u64,
     /// When: read time of what was received, departure (else hook time) of what was sent. Monotonic.
     pub time_ns: u64,
     /// How many messages the call carried that this one's last byte was in.
@@ -117,9 +121,15 @@ pub(crate) trait Evidence: Send {
     /// A process made a call: which request caused it?
     fn call_made(&mut self, table: &mut Table, call: Ref, seen: &Observation<'_>) -> Option<Proposal>;
 
-    /// A cause was settled on, by whatever kind, as believed now.
-    fn call_linked(&mut self, table: &mut Table, call: Ref, seen: &Observation<'_>) {
+    /// A call was made, and has the cause that was told, if any: whether this kind tells it later, if it has none.
+    fn tells_later(&mut self, table: &mut Table, call: Ref, seen: &Observation<'_>) -> bool {
         let _ = (table, call, seen);
+        false
+    }
+
+    /// Moves calls whose cause was put right to `settled`.
+    fn take_settled(&mut self, settled: &mut Vec<Ref>) {
+        let _ = settled;
     }
 
     /// The response of a call was read back by the process that made it.

@@ -1,7 +1,8 @@
 //! Order: among requests that nothing else tells apart, who came first was sent on first; and the order in which
 //! replies leave checks it.
 //!
-//! Two cases. *Ties*: several open requests have the same content. A proxy works through what it reads in order, so
+//! *Routes* come first: where an event loop sends its requests is known ([`super::routes`]), the turn tells. Else two
+//! cases. *Ties*: several open requests have the same content. A proxy works through what it reads in order, so
 //! the oldest not sent on yet is the cause (per peer where requests fan out, per reading thread where there are
 //! several). *Blind*: nothing of the content is known (encrypted, rewritten), but the process makes one call of the
 //! same protocol per request. Then calls say little, since a proxy writes per upstream, not per client; the replies
@@ -14,22 +15,24 @@
 //! What a reader would get wrong: this is never certain. Equal commands with equal replies that a proxy reorders
 //! within one tie are exchanged without a trace, and it does not matter to any answer but whose they were.
 
-use std::collections::VecDeque;
+use std::hash::BuildHasher as _;
 
 use dprof_common::model::{EvidenceKind, SpanId};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
-use super::table::{KeyKind, Ref, Reply, Request, Table, Ties, key};
+use super::replies::{Blind, Rules, settle};
+use super::routes::{Given, Routes, is_alike};
+use super::table::{KeyKind, Ref, Request, Table, Ties, key};
 use super::{Certainty, Evidence, Observation, Proposal};
 
 /// Requests looked at for one of the same thread.
 const SCAN_MAX: usize = 64;
 /// Calls whose reply waits for the answer that it becomes; older ones were swallowed.
 const REPLIED_MAX: usize = 4096;
-/// Replies looked through for the one that an answer passes on: more than are read between two writes.
-const MATCH_MAX: usize = 512;
 /// Peers with a place in the order, per tie; of more the oldest are forgotten.
 const CURSORS_MAX: usize = 64;
+/// Processes with routes. They are forgotten when the table is full, and learned anew.
+const PROCESSES_MAX: usize = 4096;
 /// Peers of all processes whose order is watched for calibration.
 const PEERS_MAX: usize = 16 * 1024;
 
@@ -41,13 +44,60 @@ pub(crate) mod feature {
     pub(crate) const BLIND: u8 = 1;
     /// Content unknown, by the order of replies.
     pub(crate) const BLIND_CHECKED: u8 = 2;
+    /// Content unknown, by the turn of an event loop whose routes are known.
+    pub(crate) const ROUTE: u8 = 3;
 }
+
+/// Calls made before it was known how their process works.
+const EARLY_MAX: usize = 64;
 
 /// Evidence by order.
 #[derive(Debug, Default)]
 pub(crate) struct Order {
-    /// Of processes whose content is not known: all open requests.
-    blind: FxHashMap<u32, Ties>,
+    blind: FxHashMap<u32, Blind>,
+    routes: FxHashMap<u32, Routes>,
+    settled: Vec<Ref>,
+    n_replies: u64,
+    /// Kept between calls to save allocations.
+    given: Vec<Given>,
+}
+
+impl Order {
+    /// Something is read: calls of the turns before may be given to their requests.
+    fn begin_turn(&mut self, table: &mut Table, tgid: u32) {
+        let Some(routes) = self.routes.get_mut(&tgid) else { return };
+        let mut given = std::mem::take(&mut self.given);
+        routes.begin(&mut given);
+        for (call_at, request_at) in given.drain(..) {
+            if give(table, call_at, request_at) {
+                self.settled.push(call_at);
+            }
+        }
+        self.given = given;
+    }
+}
+
+/// Gives a call to the request that its route names; whether its cause is settled by that, or never will be.
+fn give(table: &mut Table, call_at: Ref, request_at: Option<Ref>) -> bool {
+    let Some(call) = table.call_mut(call_at) else { return false };
+    if call.is_final || call.kind != EvidenceKind::Order || !std::mem::take(&mut call.is_provisional) {
+        return false;
+    }
+    let (tgid, content) = (call.tgid, call.content);
+    let Some((request_at, request)) = request_at.and_then(|at| Some((at, table.request(at)?))) else {
+        return true;
+    };
+    let tied = content.filter(|hash| table.shared(key(KeyKind::Content, tgid, *hash)).is_some());
+    if tied.is_some() && request.content.is_some() && request.content != tied {
+        return true;
+    }
+    table.link(call_at, Some(request_at));
+    if let Some(call) = table.call_mut(call_at) {
+        call.is_matched = true;
+        let feature = if tied.is_some() { feature::TIE } else { feature::ROUTE };
+        call.certainty = Certainty::Probable(feature);
+    }
+    true
 }
 
 /// Whether causes come in the order of reading, per process and peer.
@@ -72,13 +122,21 @@ impl InOrder {
 }
 
 /// The next request after the cursor of this peer and thread, which moves on.
-fn next(ties: &mut Ties, table: &Table, seen: &Observation<'_>, fans_out: bool) -> Option<Ref> {
-    let lane = if fans_out { seen.peer } else { 0 } ^ (u64::from(seen.tid) << 17);
+fn next(
+    ties: &mut Ties,
+    table: &Table,
+    seen: &Observation<'_>,
+    fans_out: bool,
+    same_operation: bool,
+) -> Option<Ref> {
+    let operation = if same_operation { seen.operation } else { 0 };
+    let lane = if fans_out { seen.peer } else { 0 } ^ (u64::from(seen.tid) << 17) ^ operation;
     let after = ties.cursors.iter().find(|(of, _)| *of == lane).map_or(0, |(_, order)| *order);
     let from = ties.requests.partition_point(|(order, _)| *order <= after);
     let is_free = |request: &Request| {
         request.is_open()
             && request.protocol == seen.protocol
+            && (!same_operation || is_alike(request.operation, seen.operation))
             && (request.n_calls == 0 || fans_out && request.last_peer != seen.peer)
     };
     let mut other = None;
@@ -103,61 +161,23 @@ fn next(ties: &mut Ties, table: &Table, seen: &Observation<'_>, fans_out: bool) 
     Some(at)
 }
 
-/// The oldest call whose reply may be the one that answers `request`.
-fn matching(replied: &VecDeque<Ref>, table: &Table, request: &Request) -> Option<Ref> {
-    let Reply::Seen(answer) = request.reply else { return None };
-    replied.iter().take(MATCH_MAX).copied().find(|at| {
-        table.call(*at).is_some_and(|call| {
-            let Reply::Seen(reply) = call.reply else { return false };
-            !call.is_final
-                && !call.is_matched
-                && call.order > request.order
-                && (reply == answer || reply.is_none() || answer.is_none())
-        })
-    })
-}
-
-/// `request` has been answered: gives it the call whose reply that was. `exchange`: only if its own cannot be it.
-fn settle(table: &mut Table, mut replied: VecDeque<Ref>, at: Ref, own_first: bool) -> VecDeque<Ref> {
-    let Some(request) = table.request(at) else { return replied };
-    let Reply::Seen(answer) = request.reply else { return replied };
-    let own = table
-        .newest_calls_of(request)
-        .find(|(_, call)| {
-            let Reply::Seen(reply) = call.reply else { return false };
-            reply == answer || reply.is_none() || answer.is_none()
-        })
-        .map(|(at, _)| at);
-    let found = own.filter(|_| own_first).or_else(|| matching(&replied, table, request)).or(own);
-    let Some(found) = found else { return replied };
-    let displaced = table.newest_calls_of(request).map(|(at, _)| at).next().filter(|at| *at != found);
-    let former = table.call(found).and_then(|call| call.parent);
-    if former != Some(at) {
-        // One whose request was answered needs no other call.
-        let needs_one = former.and_then(|at| table.request(at)).is_none_or(Request::is_open);
-        let ours = displaced
-            .filter(|at| needs_one && table.call(*at).is_some_and(|call| !call.is_final && !call.is_matched));
-        table.link(found, Some(at));
-        if let Some(ours) = ours {
-            table.link(ours, former);
-        }
-    }
-    if let Some(call) = table.call_mut(found) {
-        call.is_matched = true;
-        call.certainty = match call.certainty {
-            Certainty::Probable(feature::BLIND) => Certainty::Probable(feature::BLIND_CHECKED),
-            other => other,
+/// Calls made before their process was known to be a relay, in order: each is of the first request without one.
+fn catch_up(early: &mut Vec<Ref>, routes: &Routes, table: &mut Table, settled: &mut Vec<Ref>) {
+    for at in early.drain(..) {
+        let Some(call) = table.call(at).filter(|call| !call.is_final && call.parent.is_none()) else {
+            continue;
         };
-        let peer = call.peer;
-        if let Some(request) = table.request_mut(at) {
-            request.matched_peer = Some(peer);
+        let first = routes.requests().iter().find(|read| {
+            read.order < call.order
+                && table
+                    .request(read.at)
+                    .is_some_and(|request| request.n_calls == 0 && request.protocol == call.protocol)
+        });
+        if let Some(read) = first {
+            table.link(at, Some(read.at));
+            settled.push(at);
         }
     }
-    let done = |at: Ref| table.call(at).is_none_or(|call| call.is_final || call.is_matched);
-    while replied.front().is_some_and(|at| done(*at)) {
-        replied.pop_front();
-    }
-    replied
 }
 
 impl Evidence for Order {
@@ -166,12 +186,22 @@ impl Evidence for Order {
     }
 
     fn request_read(&mut self, table: &mut Table, request: Ref, seen: &Observation<'_>) {
-        let blind = table.process(seen.tgid).is_blind_relay();
-        if !blind {
+        self.begin_turn(table, seen.tgid);
+        if self.routes.len() >= PROCESSES_MAX && !self.routes.contains_key(&seen.tgid) {
+            self.routes.clear();
+        }
+        let process = table.process(seen.tgid);
+        if process.is_leaf() {
             return;
         }
         let order = table.request(request).map_or(0, |request| request.order);
-        let ties = self.blind.entry(seen.tgid).or_default();
+        let routes = self.routes.entry(seen.tgid).or_default();
+        routes
+            .read(seen.tid, (class(seen), seen.operation), order, request, |at| table.request(at).is_none());
+        if !process.is_blind_relay() {
+            return;
+        }
+        let ties = &mut self.blind.entry(seen.tgid).or_default().ties;
         ties.requests.push_back((order, request));
         while ties.requests.len() > REPLIED_MAX
             || ties.requests.front().is_some_and(|(_, at)| table.request(*at).is_none_or(|r| !r.is_open()))
@@ -180,13 +210,13 @@ impl Evidence for Order {
         }
     }
 
-    fn call_made(&mut self, table: &mut Table, _call: Ref, seen: &Observation<'_>) -> Option<Proposal> {
+    fn call_made(&mut self, table: &mut Table, call_at: Ref, seen: &Observation<'_>) -> Option<Proposal> {
         let process = table.process(seen.tgid);
         let key = seen.content.map(|hash| key(KeyKind::Content, seen.tgid, hash));
         if let Some(shared) = key.and_then(|key| table.shared_mut(key)) {
             let mut ties = shared.ties.take()?;
             let newest = shared.newest;
-            let parent = next(&mut ties, table, seen, process.fans_out()).or_else(|| {
+            let parent = next(&mut ties, table, seen, process.fans_out(), false).or_else(|| {
                 // All were sent on: this is one of them again.
                 table
                     .request(newest)
@@ -198,15 +228,55 @@ impl Evidence for Order {
             }
             return parent.map(|parent| Proposal::one(parent, Certainty::Probable(feature::TIE)));
         }
+        if self.blind.len() >= PROCESSES_MAX && !self.blind.contains_key(&seen.tgid) {
+            self.blind.clear();
+        }
+        let blind = self.blind.entry(seen.tgid).or_default();
         if !process.is_blind_relay() {
+            if process.hides_content() && blind.early.len() < EARLY_MAX {
+                blind.early.push(call_at);
+            }
             return None;
         }
-        let ties = self.blind.get_mut(&seen.tgid)?;
-        next(ties, table, seen, false)
+        if let Some(routes) = self.routes.get(&seen.tgid).filter(|_| !blind.early.is_empty()) {
+            catch_up(&mut blind.early, routes, table, &mut self.settled);
+            let open = routes.requests().iter().filter(|read| {
+                table.request(read.at).is_some_and(|request| request.is_open() && request.n_calls == 0)
+            });
+            blind.ties.requests = open.map(|read| (read.order, read.at)).collect();
+        }
+        next(&mut blind.ties, table, seen, false, process.relays_operations())
             .map(|parent| Proposal::one(parent, Certainty::Probable(feature::BLIND)))
     }
 
-    fn reply_read(&mut self, table: &mut Table, call_at: Ref, _seen: &Observation<'_>) {
+    fn tells_later(&mut self, table: &mut Table, call_at: Ref, seen: &Observation<'_>) -> bool {
+        let Some(routes) = self.routes.get_mut(&seen.tgid) else { return false };
+        routes.called(seen.peer, seen.operation, call_at);
+        let process = table.process(seen.tgid);
+        let by_route = !process.is_plain() && (routes.may_tell(seen.peer, seen.operation));
+        let Some(call) = table.call_mut(call_at) else { return false };
+        call.is_provisional = by_route;
+        if call.parent.is_some() {
+            return false;
+        }
+        let is_tied = || {
+            let key = seen.content.map(|hash| key(KeyKind::Content, seen.tgid, hash));
+            key.and_then(|key| table.shared(key)).is_some_and(|shared| shared.n > 1)
+        };
+        let is_early = self.blind.get(&seen.tgid).is_some_and(|blind| blind.early.last() == Some(&call_at));
+        process.is_blind_relay() || is_early || by_route && (process.hides_content() || is_tied())
+    }
+
+    fn take_settled(&mut self, settled: &mut Vec<Ref>) {
+        settled.append(&mut self.settled);
+    }
+
+    fn reply_read(&mut self, table: &mut Table, call_at: Ref, seen: &Observation<'_>) {
+        self.begin_turn(table, seen.tgid);
+        self.n_replies += 1;
+        if let Some(call) = table.call_mut(call_at) {
+            call.reply_number = self.n_replies;
+        }
         let Some(call) =
             table.call(call_at).filter(|call| call.kind == EvidenceKind::Order && !call.is_final)
         else {
@@ -219,7 +289,7 @@ impl Evidence for Order {
                 let shared = table.shared_mut(key(KeyKind::Content, tgid, hash));
                 shared.and_then(|shared| shared.ties.as_mut()).map(|ties| &mut ties.replied)
             }
-            _ => self.blind.get_mut(&tgid).map(|ties| &mut ties.replied),
+            _ => self.blind.get_mut(&tgid).map(|blind| &mut blind.ties.replied),
         };
         if let Some(replied) = replied {
             replied.push_back(call_at);
@@ -229,21 +299,40 @@ impl Evidence for Order {
         }
     }
 
-    fn request_done(&mut self, table: &mut Table, request_at: Ref, _seen: Option<&Observation<'_>>) {
+    fn request_done(&mut self, table: &mut Table, request_at: Ref, seen: Option<&Observation<'_>>) {
         let Some(request) = table.request(request_at) else { return };
-        let tgid = request.tgid;
-        let tied = request.content.map(|hash| key(KeyKind::Content, tgid, hash));
-        if let Some(tied) = tied
-            && let Some(ties) = table.shared_mut(tied).and_then(|shared| shared.ties.as_mut())
+        let (tgid, content) = (request.tgid, request.content);
+        if seen.is_some()
+            && let Some(routes) = self.routes.get_mut(&tgid)
         {
-            let replied = std::mem::take(&mut ties.replied);
-            let replied = settle(table, replied, request_at, true);
-            if let Some(ties) = table.shared_mut(tied).and_then(|shared| shared.ties.as_mut()) {
-                ties.replied = replied;
+            routes.wrote();
+        }
+        let tied = content.map(|hash| key(KeyKind::Content, tgid, hash));
+        let process = table.process(tgid);
+        if let Some(tied) = tied
+            && let Some(mut ties) = table.shared_mut(tied).and_then(|shared| shared.ties.take())
+        {
+            let rules = Rules { own_first: true, same_operation: false, in_order: false, after_reply: 0 };
+            settle(table, &mut ties, request_at, rules);
+            if let Some(shared) = table.shared_mut(tied) {
+                shared.ties = Some(ties);
             }
-        } else if let Some(ties) = self.blind.get_mut(&tgid) {
-            let replied = std::mem::take(&mut ties.replied);
-            ties.replied = settle(table, replied, request_at, false);
+        } else if process.is_blind_relay()
+            && let Some(blind) = self.blind.get_mut(&tgid)
+        {
+            let turn = self.routes.get(&tgid).map_or(0, Routes::turn);
+            blind.answered(table, request_at, turn, process.relays_operations());
         }
     }
+
+    fn disturbed(&mut self, tgid: u32) {
+        for (_, routes) in self.routes.iter_mut().filter(|(of, _)| tgid == 0 || **of == tgid) {
+            routes.disturbed();
+        }
+    }
+}
+
+/// What requests are alike in for an event loop.
+fn class(seen: &Observation<'_>) -> u64 {
+    FxBuildHasher.hash_one((seen.protocol, seen.operation))
 }

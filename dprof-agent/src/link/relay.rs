@@ -3,12 +3,22 @@
 //! in the one stream names its place in the other: equal commands and messages of which no byte was captured
 //! included. A PROXY protocol header before the first byte is part of the constant.
 //!
-//! *The proof.* A chunk that is sent starts like one that was read lately: a candidate (source, distance). Every
-//! further chunk must lie within what was read by then, and where both were captured, be equal. Clients that all
-//! send the same make several candidates; the false ones fail as soon as their source is late. One candidate left,
-//! with [`PROOF_CHUNKS`] chunks and [`PROOF_BYTES`] bytes equal, is proof. *What stays uncertain*: a command proxy
-//! with a single client looks the same and is linked the same, rightly; the first byte of a second client ends it,
-//! because checking never stops.
+//! *The simpler idea*, equal bytes at a constant distance, fails where commands repeat: k equal messages are equal at
+//! every distance of whole messages, and with every connection that brings them. What does prove it:
+//!
+//! 1. *The place.* A relay opens the second connection for the first, so both streams begin together: positions, which
+//!    count from the beginning of a connection, differ by a header at most. A connection that many share has carried
+//!    the others' bytes too, and lies elsewhere.
+//! 2. *The rate.* Nothing is sent before it was read. A stream that also carries others' bytes runs ahead of each.
+//! 3. *The bytes*, as far as they tell: a chunk counts if no other chunk read lately begins as it does.
+//! 4. *The contest.* Where requests of other connections are open, any of them may have caused the call. Only a pair
+//!    that has passed [`CONTESTS_MIN`] chunks under such conditions is believed then: a chunk that is another's fits
+//!    by chance in fewer than half of the cases.
+//! 5. *The way back.* A relay keeps no reply: when it answers, all that the second connection brought has gone out on
+//!    the first. Where it has not, somebody else was answered in between, and the link is not certain.
+//!
+//! Checking never stops. *What stays uncertain*: a command proxy with a single client looks the same and is linked the
+//! same, rightly; the first byte of a second client ends it.
 //!
 //! What a reader would get wrong: chunks come before the messages in them, so a pair is refuted before a call on it
 //! is asked about.
@@ -18,7 +28,7 @@ use std::collections::VecDeque;
 use dprof_common::model::EvidenceKind;
 use rustc_hash::FxHashMap;
 
-use super::table::{Ref, Table};
+use super::table::{Call, KeyKind, Ref, Table, key};
 use super::{Certainty, Evidence, Observation, Proposal};
 use crate::protocol::Direction;
 use crate::stream::Chunk;
@@ -27,6 +37,12 @@ use crate::stream::Chunk;
 const PROOF_CHUNKS: u32 = 3;
 /// Bytes that must be equal, over all chunks.
 const PROOF_BYTES: u64 = 64;
+/// Chunks that must have passed while requests of other connections were open: 2^-24 by chance.
+const CONTESTS_MIN: u32 = 24;
+/// Longest header before the first byte: what a receiver of the PROXY protocol must have room for.
+const HEADER_BYTES_MAX: u64 = 536;
+/// The SYN of the connecting side, which its positions may count.
+const SYN_MAX: u64 = 1;
 /// A chunk must be this long to suggest a candidate: shorter ones are equal by chance.
 const HEAD_BYTES: usize = 8;
 /// Bytes compared per chunk: a command's name and key.
@@ -47,6 +63,12 @@ const SOCKETS_MAX: usize = 64 * 1024;
 const REFUSED_MIN: u32 = 8;
 /// Longest PROXY protocol header looked for: version 1 has at most 107 bytes, version 2 with addresses 52.
 const PROXY_HEADER_MAX: usize = 108;
+
+/// Features.
+pub(crate) mod feature {
+    /// The only pair left, by place, but not proven where others could be meant.
+    pub(crate) const STANDING: u8 = 0;
+}
 
 /// The first bytes of a chunk.
 #[derive(Clone, Copy, Debug)]
@@ -86,8 +108,12 @@ impl Head {
 struct Source {
     /// Position after the last byte read.
     read_to: u64,
+    /// Position after the last byte of its answers.
+    answered_to: u64,
     heads: VecDeque<Head>,
     requests: VecDeque<(u64, Ref)>,
+    /// Of those, how many are open.
+    n_open: u32,
     /// Connections that have it among their candidates.
     n_users: u32,
 }
@@ -106,17 +132,26 @@ struct Candidate {
     source: u64,
     /// Position in what is sent less position in what was read.
     distance: u64,
+    /// Both streams begin together: the distance is not an inference from bytes.
+    is_anchored: bool,
     n_chunks: u32,
     n_bytes: u64,
+    /// Chunks that no other chunk read lately begins like.
+    n_distinct: u32,
+    /// Chunks with calls for which requests of other connections were open.
+    n_contested: u32,
+    /// The last of those, as a number of chunks sent.
+    contested_at: u64,
 }
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
-    /// Its source is looked for, or not proven yet.
+    /// Its source is looked for, or one of several.
     #[default]
     Looking,
-    Proven,
+    /// One is left.
+    Standing,
     /// It is no relay's.
     Refused,
 }
@@ -128,6 +163,10 @@ struct Target {
     candidates: Vec<Candidate>,
     tries: u8,
     state: State,
+    /// Chunks sent.
+    n_sent: u64,
+    /// Position after the last byte of the replies.
+    replied_to: u64,
 }
 
 /// What is known of a process.
@@ -143,8 +182,17 @@ impl Recent {
     /// Whether what is read may be a source: not in a process that has shown to be no relay.
     const fn is_useful(&self) -> bool {
         self.n_targets[State::Looking as usize] > 0
-            || self.n_targets[State::Proven as usize] > 0
+            || self.n_targets[State::Standing as usize] > 0
             || self.n_targets[State::Refused as usize] < REFUSED_MIN
+    }
+
+    /// Whether at most one chunk read lately begins like this.
+    fn is_distinct(&self, bytes: &[u8]) -> bool {
+        let begins_alike = |head: &Head| {
+            let len = head.bytes().len().min(bytes.len());
+            head.bytes()[..len] == bytes[..len]
+        };
+        self.heads.iter().filter(|(_, head)| begins_alike(head)).nth(1).is_none()
     }
 
     const fn change(&mut self, from: Option<State>, to: Option<State>) {
@@ -158,9 +206,15 @@ impl Recent {
 }
 
 impl Target {
-    fn proven(&self) -> Option<&Candidate> {
+    fn standing(&self) -> Option<Candidate> {
         match &self.candidates[..] {
-            [one] if one.n_chunks >= PROOF_CHUNKS && one.n_bytes >= PROOF_BYTES => Some(one),
+            [one]
+                if one.n_chunks >= PROOF_CHUNKS
+                    && one.n_bytes >= PROOF_BYTES
+                    && (one.is_anchored || one.n_distinct >= PROOF_CHUNKS) =>
+            {
+                Some(*one)
+            }
             _ => None,
         }
     }
@@ -188,6 +242,9 @@ impl StreamRelay {
             recent.heads.pop_front();
         }
         recent.heads.push_back((sock, head));
+        if let Some(target) = self.targets.get_mut(&sock) {
+            target.replied_to = chunk.end();
+        }
         if let Some(source) = self.sources.get_mut(&sock) {
             source.read_to = chunk.start + chunk.size;
             source.keep(head);
@@ -196,6 +253,9 @@ impl StreamRelay {
 
     fn sent(&mut self, sock: u64, chunk: &Chunk<'_>) {
         let tgid = chunk.call.tgid;
+        if let Some(source) = self.sources.get_mut(&sock) {
+            source.answered_to = chunk.end();
+        }
         if self.targets.len() >= SOCKETS_MAX && !self.targets.contains_key(&sock) {
             return;
         }
@@ -208,9 +268,11 @@ impl StreamRelay {
             target.tgid = tgid;
             recent.change(None, Some(State::Looking));
         }
+        target.n_sent += 1;
         let (sources, mut gone) = (&mut self.sources, Vec::new());
         target.candidates.retain_mut(|candidate| {
-            let stays = sources.get(&candidate.source).is_some_and(|source| fits(candidate, source, chunk));
+            let stays =
+                sources.get(&candidate.source).is_some_and(|source| fits(candidate, source, recent, chunk));
             if !stays {
                 gone.push(candidate.source);
             }
@@ -225,8 +287,8 @@ impl StreamRelay {
                 suggest(target, recent, sources, sock, chunk);
             }
         }
-        let state = match target.proven() {
-            Some(_) => State::Proven,
+        let state = match target.standing() {
+            Some(_) => State::Standing,
             None if target.tries > TRIES_MAX => State::Refused,
             None => State::Looking,
         };
@@ -260,8 +322,21 @@ fn suggest(
         if target.candidates.len() >= CANDIDATES_MAX {
             break;
         }
-        let distance = (chunk.start + header as u64).wrapping_sub(read.start);
-        target.candidates.push(Candidate { source: *from, distance, n_chunks: 1, n_bytes: len as u64 });
+        let begins = chunk.start.wrapping_sub(read.start);
+        let distance = begins.wrapping_add(header as u64);
+        if distance > HEADER_BYTES_MAX + SYN_MAX {
+            continue;
+        }
+        target.candidates.push(Candidate {
+            source: *from,
+            distance,
+            is_anchored: begins <= SYN_MAX,
+            n_chunks: 1,
+            n_bytes: len as u64,
+            n_distinct: u32::from(recent.is_distinct(&head[..len])),
+            n_contested: 0,
+            contested_at: 0,
+        });
         let source = sources.entry(*from).or_default();
         source.n_users += 1;
         source.read_to = source.read_to.max(read.start + u64::from(read.len));
@@ -270,7 +345,7 @@ fn suggest(
 }
 
 /// Whether a chunk may be what `source` brought; counts what is equal.
-fn fits(candidate: &mut Candidate, source: &Source, chunk: &Chunk<'_>) -> bool {
+fn fits(candidate: &mut Candidate, source: &Source, recent: &Recent, chunk: &Chunk<'_>) -> bool {
     let start = chunk.start.wrapping_sub(candidate.distance);
     if start.wrapping_add(chunk.size) > source.read_to {
         return false;
@@ -285,8 +360,12 @@ fn fits(candidate: &mut Candidate, source: &Source, chunk: &Chunk<'_>) -> bool {
             None => {}
         }
     }
-    candidate.n_chunks += u32::from(equal);
-    candidate.n_bytes += if equal { bytes.len() as u64 } else { 0 };
+    if equal {
+        candidate.n_chunks += 1;
+        candidate.n_bytes += bytes.len() as u64;
+        // Once enough are counted nothing depends on it.
+        candidate.n_distinct += u32::from(candidate.n_distinct < PROOF_CHUNKS && recent.is_distinct(bytes));
+    }
     true
 }
 
@@ -322,6 +401,7 @@ impl Evidence for StreamRelay {
     fn request_read(&mut self, table: &mut Table, request: Ref, seen: &Observation<'_>) {
         let Some(source) = self.sources.get_mut(&seen.sock) else { return };
         source.requests.push_back((seen.start, request));
+        source.n_open += 1;
         while source.requests.len() > REQUESTS_MAX
             || source.requests.front().is_some_and(|(_, at)| table.request(*at).is_none())
         {
@@ -330,13 +410,56 @@ impl Evidence for StreamRelay {
     }
 
     fn call_made(&mut self, table: &mut Table, _call: Ref, seen: &Observation<'_>) -> Option<Proposal> {
-        let pair = self.targets.get(&seen.sock)?.proven()?;
+        let target = self.targets.get_mut(&seen.sock)?;
+        let pair = target.standing()?;
         let source = self.sources.get(&pair.source)?;
         let start = seen.start.wrapping_sub(pair.distance);
         let idx = source.requests.binary_search_by_key(&start, |(start, _)| *start).ok()?;
         let (_, parent) = source.requests[idx];
         table.request(parent)?;
-        Some(Proposal::one(parent, Certainty::Certain))
+        let is_contested = table.process(seen.tgid).n_open > source.n_open;
+        if is_contested
+            && pair.contested_at != target.n_sent
+            && let [one] = &mut target.candidates[..]
+        {
+            one.n_contested = one.n_contested.saturating_add(1);
+            one.contested_at = target.n_sent;
+        }
+        let is_believed = source.n_users == 1 && (!is_contested || pair.n_contested >= CONTESTS_MIN);
+        if is_believed {
+            return Some(Proposal::one(parent, Certainty::IfReplyPasses));
+        }
+        // What only one request says is for stronger evidence.
+        let content = seen.content.and_then(|hash| table.shared(key(KeyKind::Content, seen.tgid, hash)));
+        content
+            .is_none_or(|shared| shared.n > 1)
+            .then(|| Proposal::one(parent, Certainty::Probable(feature::STANDING)))
+    }
+
+    fn request_done(&mut self, table: &mut Table, request: Ref, seen: Option<&Observation<'_>>) {
+        let Some(sock) = table.request(request).map(|request| request.sock) else { return };
+        let Some(source) = self.sources.get_mut(&sock) else { return };
+        source.n_open = source.n_open.saturating_sub(1);
+        if seen.is_none() {
+            return;
+        }
+        let keeps_nothing = |call: &Call| {
+            let target = self.targets.get(&call.sock);
+            target.is_some_and(|target| {
+                target.replied_to == source.answered_to
+                    && target.standing().is_some_and(|pair| pair.source == sock)
+            })
+        };
+        let Some(entry) = table.request(request) else { return };
+        let relayed = table.newest_calls_of(entry).find(|(_, call)| {
+            call.kind == EvidenceKind::StreamRelay
+                && call.certainty == Certainty::IfReplyPasses
+                && keeps_nothing(call)
+        });
+        let relayed = relayed.map(|(at, _)| at);
+        if let Some(call) = relayed.and_then(|at| table.call_mut(at)) {
+            call.certainty = Certainty::Certain;
+        }
     }
 
     fn bytes(&mut self, sock: u64, chunk: &Chunk<'_>) {

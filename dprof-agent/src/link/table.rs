@@ -38,6 +38,18 @@ pub(crate) struct Ref {
 impl Ref {
     /// A place that nobody ever has.
     pub(crate) const NOBODY: Self = Self { idx: u32::MAX, generation: 0 };
+
+    /// A place in no slab, for tests.
+    #[cfg(test)]
+    pub(crate) const fn numbered(idx: u32) -> Self {
+        Self { idx, generation: 0 }
+    }
+
+    /// Its number in the slab.
+    #[cfg(test)]
+    pub(crate) const fn number(self) -> u32 {
+        self.idx
+    }
 }
 
 /// Entries by [`Ref`], places used again.
@@ -107,6 +119,10 @@ pub(crate) struct Request {
     pub(crate) span_id: SpanId,
     pub(crate) tgid: u32,
     pub(crate) tid: u32,
+    /// Hash of what it asks for, without arguments.
+    pub(crate) operation: u64,
+    /// The connection that it came on.
+    pub(crate) sock: u64,
     pub(crate) protocol: &'static str,
     /// Number in the order of reading, over all processes.
     pub(crate) order: u64,
@@ -118,6 +134,8 @@ pub(crate) struct Request {
     /// Calls that name it as their cause.
     pub(crate) n_calls: u32,
     first_call: Option<Ref>,
+    /// The first of them, believed or not any more.
+    pub(crate) first_believed: Option<Ref>,
     /// Where the last of them went.
     pub(crate) last_peer: u64,
     /// The reply of one of them was the answer.
@@ -142,7 +160,14 @@ impl Request {
 pub(crate) struct Call {
     pub(crate) span_id: SpanId,
     pub(crate) tgid: u32,
+    /// The connection that it went on.
+    pub(crate) sock: u64,
     pub(crate) peer: u64,
+    pub(crate) protocol: &'static str,
+    /// Hash of what it asks for, without arguments.
+    pub(crate) operation: u64,
+    /// Number in the order of calling, over all processes.
+    pub(crate) number: u64,
     /// Number in the order of reading that the next request would have had.
     pub(crate) order: u64,
     pub(crate) content: Option<u64>,
@@ -158,6 +183,10 @@ pub(crate) struct Call {
     pub(crate) is_final: bool,
     /// An answered request was found to be its cause by its reply.
     pub(crate) is_matched: bool,
+    /// Number of its reply in the order of reading, over all processes; 0: none yet.
+    pub(crate) reply_number: u64,
+    /// What its cause is may still be learned.
+    pub(crate) is_provisional: bool,
     /// What the thread said, for calibration: cause and feature.
     pub(crate) thread_said: Option<(SpanId, u8)>,
     /// What the order of calls said, for calibration.
@@ -188,6 +217,37 @@ pub(crate) struct Process {
     n_known: u32,
     /// It has made a call, ever.
     has_called: bool,
+    operations: Operations,
+}
+
+/// Requests and calls of the first operations that a process was seen to have to do with.
+#[derive(Clone, Copy, Debug, Default)]
+struct Operations {
+    counts: [(u64, u32, u32); OPERATIONS_MAX],
+}
+
+/// More operations than these are not compared.
+const OPERATIONS_MAX: usize = 4;
+
+impl Operations {
+    fn of(&mut self, operation: u64) -> Option<&mut (u64, u32, u32)> {
+        self.counts.iter_mut().find(|(of, n, m)| *of == operation || *n + *m == 0)
+    }
+
+    fn read(&mut self, operation: u64) {
+        if let Some(count) = self.of(operation) {
+            *count = (operation, count.1 + 1, count.2);
+        }
+    }
+
+    fn called(&mut self, operation: u64) {
+        if let Some(count) = self.of(operation) {
+            *count = (operation, count.1, count.2 + 1);
+            if count.2 >= COUNTED_MAX {
+                *count = (operation, count.1 / 2, count.2 / 2);
+            }
+        }
+    }
 }
 
 /// Requests after which a process that made no call is taken for one that makes none.
@@ -233,12 +293,27 @@ impl Process {
     /// Whether it makes about one call per request, and the bytes of its calls are not those of its requests: a relay
     /// whose content cannot be seen.
     pub(crate) fn is_blind_relay(&self) -> bool {
+        self.is_plain() && self.hides_content()
+    }
+
+    /// Whether what its calls say is not what its requests say.
+    pub(crate) fn hides_content(&self) -> bool {
+        u64::from(self.n_known) * 10 <= u64::from(self.n_calls)
+    }
+
+    /// Whether it makes about one call per request.
+    pub(crate) fn is_plain(&self) -> bool {
         let (requests, calls) = (u64::from(self.n_requests), u64::from(self.n_calls));
         // Calls lag behind by those in flight.
-        calls >= 8
-            && calls * 10 <= requests * 11
-            && (calls + u64::from(self.n_open)) * 10 >= requests * 9
-            && u64::from(self.n_known) * 10 <= calls
+        calls >= 8 && calls * 10 <= requests * 11 && (calls + u64::from(self.n_open)) * 10 >= requests * 9
+    }
+
+    /// Whether it makes as many calls of each operation as it has requests of it.
+    pub(crate) fn relays_operations(&self) -> bool {
+        self.operations
+            .counts
+            .iter()
+            .all(|(_, read, called)| (called + self.n_open) * 10 >= read * 9 && called * 10 <= read * 11 + 10)
     }
 
     /// Whether a request usually causes several calls.
@@ -269,6 +344,18 @@ pub(crate) struct Ties {
     pub(crate) cursors: Vec<(u64, u64)>,
     /// Calls with their content whose reply was read, in that order; some may be matched or gone.
     pub(crate) replied: VecDeque<Ref>,
+    /// The last ones whose reply was an answer.
+    pub(crate) matched: Vec<Matched>,
+}
+
+/// A call whose reply was found to be the answer of a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Matched {
+    /// The call's connection and number.
+    pub(crate) sock: u64,
+    pub(crate) call: u64,
+    /// The request's number.
+    pub(crate) request: u64,
 }
 
 /// What a key is made of.
@@ -299,6 +386,7 @@ pub(crate) struct Table {
     /// Answered requests, and when they leave.
     late: VecDeque<(u64, Ref)>,
     next_order: u64,
+    next_number: u64,
     /// Losses that may concern any process.
     losses: u32,
 }
@@ -312,12 +400,15 @@ impl Table {
         process.n_open += 1;
         process.n_unhashed += u32::from(seen.content.is_none());
         process.note_request();
+        process.operations.read(seen.operation);
         let (losses, doubted) =
             (process.losses.wrapping_add(losses), seen.time_ns < process.doubted_until_ns);
         let at = self.requests.insert(Request {
             span_id: seen.span_id,
             tgid: seen.tgid,
             tid: seen.tid,
+            operation: seen.operation,
+            sock: seen.sock,
             protocol: seen.protocol,
             order: self.next_order,
             content: seen.content,
@@ -327,6 +418,7 @@ impl Table {
             reply: Reply::Awaited,
             n_calls: 0,
             first_call: None,
+            first_believed: None,
             last_peer: 0,
             has_passed: false,
             matched_peer: None,
@@ -347,10 +439,16 @@ impl Table {
         process.n_calls += 1;
         process.has_called = true;
         process.n_known += u32::from(known);
+        process.operations.called(seen.operation);
+        self.next_number += 1;
         let at = self.calls.insert(Call {
             span_id: seen.span_id,
             tgid: seen.tgid,
+            sock: seen.sock,
             peer: seen.peer,
+            protocol: seen.protocol,
+            operation: seen.operation,
+            number: self.next_number,
             order: self.next_order + 1,
             content: seen.content,
             reply: Reply::Awaited,
@@ -361,6 +459,8 @@ impl Table {
             certainty: Certainty::Probable(0),
             is_final: false,
             is_matched: false,
+            reply_number: 0,
+            is_provisional: false,
             thread_said: None,
             order_said: None,
             held: None,
@@ -433,6 +533,7 @@ impl Table {
     pub(crate) fn doubt_until(&mut self, tgid: u32, until_ns: u64) {
         let process = self.process_mut(tgid);
         process.doubted_until_ns = process.doubted_until_ns.max(until_ns);
+        // What is open was read before this was known.
         process.losses = process.losses.wrapping_add(1);
     }
 
@@ -462,6 +563,7 @@ impl Table {
         call.outlives = !request.is_open() && call.reply == Reply::Awaited;
         request.n_calls += 1;
         request.last_peer = call.peer;
+        request.first_believed = request.first_believed.or(Some(call_at));
         let next = request.first_call.replace(call_at);
         call.next_sibling = next;
         if let Some(next) = next.and_then(|at| self.calls.get_mut(at)) {

@@ -103,6 +103,7 @@ fn run(options: LinkOptions, script: &str) -> Run {
             sock: 1,
             peer: peer.parse().expect("peer"),
             protocol: "toy",
+            operation: 0,
             time_ns: now_ns,
             batch: 1,
             start: pos,
@@ -123,7 +124,7 @@ fn run(options: LinkOptions, script: &str) -> Run {
             "D" => linker.request_done(span_id, Some(&seen), now_ns),
             "N" => linker.request_done(span_id, None, now_ns),
             "X" => linker.disturbed(span_id.0 as u32),
-            "J" => linker.joined(span_id.0 as u32, now_ns),
+            "J" => linker.joined(span_id.0 as u32, now_ns, now_ns),
             "T" => now_ns += span_id.0 * 1_000_000,
             other => panic!("'{other}' is no step"),
         }
@@ -323,7 +324,7 @@ mod by_content {
     #[test]
     fn a_call_gathered_from_several_requests_is_linked_to_all() {
         // The first time shows that this process gathers; then single keys are remembered.
-        check("R1@2=q C2=a+b A2=x D1=x R5=a R6=b C7=a+b A7=xy D5=x D6=y", "2<- 7<6+5c");
+        check("R1@2=q C2=a+b A2=x D1=x R5=a R6=b C7=a+b A7=xy D5=x D6=y", "7<6+5c 2<-");
     }
 
     #[test]
@@ -371,7 +372,7 @@ mod by_order {
             &format!("{script} R5=a R6=a C7=a>1 C8=a>2 C9=a>1 C10=a>2 A7=x A8=x D5=x A9=x A10=x D6=x"),
         );
         let last: Vec<_> = run.said[20..].iter().map(|said| said.split('~').next().expect("text")).collect();
-        assert_eq!(last, ["8<5o", "7<5o", "10<6o", "9<6o"]);
+        assert_eq!(last, ["8<5o", "10<6o", "7<5o", "9<6o"]);
     }
 
     #[test]
@@ -386,11 +387,11 @@ mod by_order {
 
     #[test]
     fn without_content_the_order_of_replies_tells() {
-        // Ten rounds show that one request makes one call; then calls are written per upstream.
+        // Twelve rounds show that one request makes one call, and that calls are written per upstream.
         let mut script = String::new();
         for id in 100..112 {
             script += &format!(
-                "R{id}@2 R{0}@3 C{1}@1 A{1}@1 D{id}@1 C{2}@1 A{2}@1 D{0}@1 ",
+                "R{id}@2 R{0}@3 C{1}@1 C{2}@1 A{1}@1 D{0}@1 A{2}@1 D{id}@1 ",
                 id + 100,
                 id + 200,
                 id + 300
@@ -455,6 +456,7 @@ fn memory_is_bounded_with_a_hundred_thousand_open_requests() {
         sock: 1,
         peer: 1,
         protocol: "toy",
+        operation: 0,
         time_ns: 0,
         batch: 1,
         start: 0,

@@ -89,6 +89,9 @@ pub enum Correlation {
 /// hid it. Its latency says when something came, not how fast the server is.
 pub const BLOCKING_ATTRIBUTE: &str = "dprof.blocking";
 
+/// Attribute of a request that its receiver is to hand on to others as well.
+pub const FORWARD_ATTRIBUTE: &str = "dprof.dnode.forward";
+
 /// What of a request may travel alone: a proxy that splits `MGET a b` into `MGET a` and `MGET b`, or into `GET a`
 /// and `GET b`, sends its parts on. A part is a key with what belongs to it (`MSET`: the value), so the parts of
 /// what the proxy sends are among the parts of what it got, whatever the commands are called.

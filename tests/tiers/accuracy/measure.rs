@@ -10,6 +10,8 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use dprof_common::model::{EvidenceKind, Span, SpanId};
@@ -56,6 +58,9 @@ const KEEP: &str = "DPROF_ACCURACY_KEEP";
 /// Room for a burst while the agent is held up by the load on the same two cores.
 const RING_BYTES: &str = "16MiB";
 
+/// How long the agent watches before the load: what a program had read before may be under way for a tenth of a second.
+const WATCHED_FOR: Duration = Duration::from_millis(200);
+
 /// Runs it.
 pub(super) fn measure(case: &Case, folder: &Path) -> Result<Measured> {
     let folder = tempfile::Builder::new().prefix("case-").tempdir_in(folder)?;
@@ -70,6 +75,8 @@ pub(super) fn measure(case: &Case, folder: &Path) -> Result<Measured> {
         options.extend(["--record-payload".to_owned(), "--record".to_owned(), recording.clone()]);
     }
     let agent = Agent::start(folder.path(), &options)?;
+    // Nothing is certain before, and a load is over in a fraction of a second.
+    thread::sleep(WATCHED_FOR);
     let asked = running.put_on(&load)?;
     let store = agent.store.clone();
     let said = agent.stop()?.stderr;

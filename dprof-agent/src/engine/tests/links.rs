@@ -1,6 +1,8 @@
 //! Links through the whole engine: several sockets, late verdicts, losses, relays.
 
-use dprof_common::model::{Span, SpanFlags};
+use std::collections::{BTreeMap, VecDeque};
+
+use dprof_common::model::{EvidenceKind, Span, SpanFlags, SpanId};
 
 use super::stage::{Run, config, run, run_with, script_us};
 
@@ -202,10 +204,10 @@ fn relay(n: usize, options: &str) -> String {
 
 #[test]
 fn a_stream_relay_is_proven_and_then_tells_equal_commands_apart() {
-    let run = run(&relay(20, ""));
+    let run = run(&relay(120, ""));
     let text = links(&run.out.spans);
     let stream = text.lines().filter(|line| line.contains("stream_relay!")).count();
-    assert!(stream >= 30, "{stream}: {text}");
+    assert!(stream >= 180, "{stream}: {text}");
     for line in text.lines() {
         // A call is made a microsecond after its request arrived… on the same thread.
         let (call, cause) = line.split_once('<').unwrap_or_else(|| panic!("{line}"));
@@ -251,4 +253,91 @@ fn a_command_proxy_with_one_client_is_a_relay_until_the_second_comes() {
         "{text}"
     );
     assert!(text.lines().filter(|line| line.contains("stream_relay")).count() >= 5, "{text}");
+}
+
+/// What a proxy does with clients that share its one connection to a server, each with two of three commands in
+/// flight: script, and per time of a call the time at which its cause was read.
+fn shared_connection(seed: u64, q: &str) -> (String, BTreeMap<u64, u64>) {
+    const CLIENTS: usize = 5;
+    let mut script = format!("0 q open {q}\n0 s open passive 10.0.0.3:6379 10.0.0.2:6000 th=3/3\n");
+    for client in 0..CLIENTS {
+        let port = 5000 + client;
+        script += &format!("0 c{client} open passive 10.0.0.2:80 10.0.0.1:{port} th=2/2\n");
+    }
+    // xorshift64.
+    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut below = |n: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random as usize % n
+    };
+    let (mut at, mut n_asked, mut truth) = (10, 0, BTreeMap::new());
+    let mut in_flight = [0; CLIENTS];
+    let mut sent: VecDeque<usize> = VecDeque::new();
+    for _ in 0..150 {
+        let mut queue = Vec::new();
+        for (client, in_flight) in in_flight.iter_mut().enumerate() {
+            let n = if below(2) == 0 { 2 - *in_flight } else { 0 };
+            if n == 0 {
+                continue;
+            }
+            at += 1;
+            let mut texts = String::new();
+            for _ in 0..n {
+                let text = format!("Q20:set-the-same-thing-{}", n_asked % 3);
+                n_asked += 1;
+                texts += &text;
+                queue.push((client, at, text));
+            }
+            script += &format!("{at} c{client} recv {texts}\n");
+            *in_flight += n;
+        }
+        for (client, read_at, text) in queue {
+            at += 1;
+            script += &format!("{at} q send {text}\n");
+            truth.insert(at, read_at);
+            sent.push_back(client);
+        }
+        let n = below(sent.len() + 1);
+        if n > 0 {
+            at += 1;
+            script += &format!("{at} q recv {}\n", "A1:v".repeat(n));
+        }
+        for client in sent.drain(..n) {
+            at += 1;
+            script += &format!("{at} c{client} send A1:v\n");
+            in_flight[client] -= 1;
+        }
+    }
+    (script, truth)
+}
+
+#[test]
+fn a_shared_connection_with_equal_commands_is_no_relay() {
+    let (mut n_stream, mut wrong) = (0, Vec::new());
+    for q in [
+        "old_active 10.0.0.2:6000 10.0.0.3:6379 th=2/2 at=50000/9000",
+        "active 10.0.0.2:6000 10.0.0.3:6379 th=2/2",
+    ] {
+        for seed in 0..100 {
+            let (script, truth) = shared_connection(seed, q);
+            let spans = run_with(config(), &script, usize::MAX).out.spans;
+            let reads: BTreeMap<SpanId, u64> =
+                spans.iter().map(|span| (span.span_id, script_us(span.start_ns()) as u64)).collect();
+            for span in &spans {
+                let Some(link) = span.link.filter(|link| link.evidence == EvidenceKind::StreamRelay) else {
+                    continue;
+                };
+                n_stream += 1;
+                let called = script_us(span.start_ns()) as u64;
+                // A request arrives one microsecond before it is read.
+                let is_right = reads.get(&link.parent).map(|read| read + 1) == truth.get(&called).copied();
+                if !is_right && link.confidence == Some(1.0) {
+                    wrong.push(format!("{q}, seed {seed}: call at {called}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {n_stream}: {wrong:#?}", wrong.len());
 }

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use super::header::{self, Header, Kind, MAGIC, Read};
 use super::payload::Payload;
 use crate::protocol::capture::Capture;
-use crate::protocol::{Correlation, Direction, Message, MessageKind, Parsed};
+use crate::protocol::{Correlation, Direction, FORWARD_ATTRIBUTE, Message, MessageKind, Parsed};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -251,7 +251,7 @@ impl Frames {
             self.payload.name(&header, &mut message);
         }
         if header.kind == Kind::Forward {
-            message.attributes.push((Cow::Borrowed("dprof.dnode.forward"), "true".to_owned()));
+            message.attributes.push((Cow::Borrowed(FORWARD_ATTRIBUTE), "true".to_owned()));
         }
         if !header.same_dc && kind == MessageKind::Request {
             message.attributes.push((Cow::Borrowed("dprof.dnode.same_dc"), "false".to_owned()));
