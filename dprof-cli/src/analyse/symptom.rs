@@ -76,7 +76,7 @@ impl Metric {
     /// (Anscombe: "The transformation of Poisson, binomial and negative-binomial data", Biometrika 1948).
     fn value(self, rollup: &Rollup) -> f64 {
         match self.quantile() {
-            Some(q) => (rollup.sketch.quantile(q).unwrap_or(1).max(1) as f64).ln(),
+            Some(q) => (rollup.quantile(q).unwrap_or(1).max(1) as f64).ln(),
             None => (rollup.errors as f64 / rollup.count.max(1) as f64).sqrt().asin(),
         }
     }
@@ -222,7 +222,7 @@ fn symptom(
             rate: all.count as f64 / ((until - from) as f64 * step_s as f64),
             error_share: all.errors as f64 / all.count.max(1) as f64,
             avg_ns: all.sum_ns / all.count.max(1),
-            quantile_ns: all.sketch.quantile(metric.quantile().unwrap_or(0.5)).unwrap_or(0),
+            quantile_ns: all.quantile(metric.quantile().unwrap_or(0.5)).unwrap_or(0),
         }
     };
     let (before, after) = (stretch(change.from, change.at), stretch(change.at, change.until));

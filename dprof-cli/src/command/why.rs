@@ -1,14 +1,16 @@
 //! `why`: the one-minute answer. What changed, since when, against what, on which hop, host and part, and what to
 //! type next.
 
-use dprof_common::model::{Side, Span};
-use dprof_store::{Order, Reader, SpanQuery};
+use std::collections::HashSet;
+
+use dprof_common::model::{Side, SpanId, TraceId};
+use dprof_store::{HalfQuery, Reader};
 use serde::Serialize;
 
 use super::stats::load_rollups;
 use crate::analyse::diagnosis::{Diagnosis, Request, diagnose};
 use crate::analyse::symptom::{Metric, Symptom, symptoms};
-use crate::args::{Format, FormatArgs, NameArgs, SpanArgs, WindowArgs};
+use crate::args::{Format, FormatArgs, NameArgs, WindowArgs};
 use crate::context::{Context, Failure};
 use crate::load::{self, Window};
 use crate::render::text::clean;
@@ -171,22 +173,20 @@ async fn requests(
     context: &mut Context<'_>,
     reader: &dyn Reader,
 ) -> Result<Vec<Request>, Failure> {
-    let window =
-        Window { since_unix_ns: since_s * NS, until_unix_ns: until_s.saturating_mul(NS), is_default: false };
-    // An RPC is listed under who served it, if that was watched: calls are found by what was asked.
-    let service = (main.kind == Side::Server).then(|| main.service.clone());
-    let names = NameArgs { service, operation: Some(main.operation.clone()), kind: None };
-    let filters = SpanArgs { names, min_duration, ..SpanArgs::default() };
-    let query: SpanQuery = load::query(&window, &filters, Order::Newest, 0);
-    let asked = if main.kind == Side::Server { REQUESTS } else { 2 * REQUESTS };
-    let mut spans: Vec<Span> = sample::spread(context, reader, &query, asked).await?;
-    if main.kind == Side::Client {
-        spans.retain(|span| span.client.as_ref().is_some_and(|half| half.process.service == main.service));
-    }
-    let mut seen = std::collections::HashSet::new();
-    spans.retain(|span| seen.insert(span.trace_id));
-    let traces = sample::traces_of(context, reader, &spans).await?;
-    let at: std::collections::HashSet<_> = spans.iter().map(|span| span.span_id).collect();
+    let query = HalfQuery {
+        since_unix_ns: since_s * NS,
+        until_unix_ns: until_s.saturating_mul(NS),
+        side: main.kind,
+        service: main.service.clone(),
+        operation: main.operation.clone(),
+        min_duration_ns: min_duration,
+        limit: REQUESTS,
+    };
+    let sampled = reader.sample(&query).await?;
+    context.warn(&sampled.warnings);
+    let ids: Vec<TraceId> = sampled.rows.iter().map(|place| place.trace_id).collect();
+    let traces = sample::traces(context, reader, &ids).await?;
+    let at: HashSet<SpanId> = sampled.rows.iter().map(|place| place.span_id).collect();
     Ok(traces
         .into_iter()
         .filter_map(|spans| {
