@@ -1,16 +1,17 @@
 //! `why`: the one-minute answer. What changed, since when, against what, on which hop, host and part, and what to
 //! type next.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
-use dprof_common::model::{Side, SpanId, TraceId};
-use dprof_store::{HalfQuery, Reader};
+use dprof_common::model::{Rollup, RollupKey, Side, SpanId, TraceId};
+use dprof_store::{HalfQuery, Order, Reader};
 use serde::Serialize;
 
 use super::stats::load_rollups;
 use crate::analyse::diagnosis::{Diagnosis, Request, diagnose};
-use crate::analyse::symptom::{Metric, Symptom, symptoms};
-use crate::args::{Format, FormatArgs, NameArgs, WindowArgs};
+use crate::analyse::estimate::weight;
+use crate::analyse::symptom::{Metric, Symptom, n_steps, symptoms};
+use crate::args::{Format, FormatArgs, NameArgs, SpanArgs, WindowArgs};
 use crate::context::{Context, Failure};
 use crate::load::{self, Window};
 use crate::render::text::clean;
@@ -19,12 +20,17 @@ use crate::{sample, units};
 
 /// Requests looked at on each side of the change: means are known to a few percent, and reading their traces takes
 /// a fraction of a second.
-const REQUESTS: usize = 250;
+const REQUESTS: usize = 200;
 
 /// Causes, symptoms and shared values told; the answer is to fit ten lines.
 const CAUSES_SHOWN: usize = 3;
 const OTHERS_SHOWN: usize = 3;
 const SHARED_SHOWN: usize = 3;
+
+/// Fewer minutes than this tell no change: then seconds are counted, of so many spans at most, in so many steps.
+const MINUTES_MIN: u64 = 8;
+const SPANS_MAX: usize = 60_000;
+const STEPS_MAX: u64 = 60;
 
 /// Seconds to nanoseconds.
 const NS: u64 = 1_000_000_000;
@@ -68,9 +74,13 @@ struct Why<'a> {
 pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Failure> {
     let window = Window::new(args.window, context.now_unix_ns)?;
     let reader = context.reader().await?;
-    let rollups = load_rollups(context, &*reader, &window, &NameArgs::default()).await?;
+    let mut rollups = load_rollups(context, &*reader, &window, &NameArgs::default()).await?;
+    let mut unit_s = 60;
+    if n_steps(&rollups, unit_s) < MINUTES_MIN {
+        (rollups, unit_s) = by_seconds(context, &*reader, &window).await?;
+    }
     let names = NameArgs { service: args.service.clone(), ..NameArgs::default() };
-    let found = symptoms(&rollups, args.service.as_deref());
+    let found = symptoms(&rollups, unit_s, args.service.as_deref());
     if found.series == 0 {
         load::explain_nothing(context, &*reader, &window, &names, args.service.is_some()).await?;
     }
@@ -113,6 +123,32 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
     }
     writeln!(context.out, "next: {}", clean(&next))?;
     Ok(())
+}
+
+/// Counts of the window's newest spans by steps of seconds, and how many: where there are few minutes yet. Spans that
+/// were kept for being slow or failed count for nothing.
+async fn by_seconds(
+    context: &mut Context<'_>,
+    reader: &dyn Reader,
+    window: &Window,
+) -> Result<(Vec<Rollup>, u64), Failure> {
+    let query = load::query(window, &SpanArgs::default(), Order::Newest, SPANS_MAX);
+    let mut rollups: BTreeMap<RollupKey, Rollup> = BTreeMap::new();
+    sample::every(context, reader, query, |page| {
+        for rollup in Rollup::of_steps(page.iter().filter(|span| weight(span).is_some()), 1) {
+            match rollups.get_mut(&rollup.key) {
+                Some(sum) => sum.merge(&rollup),
+                None => drop(rollups.insert(rollup.key.clone(), rollup)),
+            }
+        }
+    })
+    .await?;
+    let mut rollups: Vec<Rollup> = rollups.into_values().collect();
+    let unit_s = n_steps(&rollups, 1).div_ceil(STEPS_MAX).max(1);
+    for rollup in &mut rollups {
+        rollup.key.minute_unix_s = rollup.key.minute_unix_s / unit_s * unit_s;
+    }
+    Ok((rollups, unit_s))
 }
 
 /// The symptom that is told: requests that a service answers rather than calls that it makes, since the calls that
@@ -163,7 +199,7 @@ async fn investigate(
             .await?;
     let before =
         requests(main, (main.before.since_unix_s, main.before.until_unix_s), None, context, reader).await?;
-    Ok(diagnose(&after, &before))
+    Ok(diagnose(&after, &before, main.metric == Metric::Errors))
 }
 
 async fn requests(
@@ -223,13 +259,16 @@ fn change(symptom: &Symptom) -> String {
     )
 }
 
+/// `12:01`, with seconds where they are not zero.
 fn clock_time(unix_s: u64) -> String {
-    units::date_time(unix_s.saturating_mul(NS)).get(11..16).unwrap_or_default().to_owned()
+    let until = if unix_s.is_multiple_of(60) { 16 } else { 19 };
+    units::date_time(unix_s.saturating_mul(NS)).get(11..until).unwrap_or_default().to_owned()
 }
 
 fn headline(main: &Symptom, now_unix_ns: u64) -> String {
     let since = main.after.since_unix_s;
-    let ago = units::duration(now_unix_ns.saturating_sub(since * NS) / (60 * NS) * 60 * NS);
+    let unit_ns = if since.is_multiple_of(60) { 60 * NS } else { NS };
+    let ago = units::duration(now_unix_ns.saturating_sub(since * NS) / unit_ns * unit_ns);
     let until =
         if main.lasts { String::new() } else { format!(", until {}", clock_time(main.after.until_unix_s)) };
     format!("{} {} at {} UTC, {ago} ago{until}", of(main), change(main), clock_time(since))
@@ -258,36 +297,10 @@ fn causes(diagnosis: &Diagnosis) -> Vec<String> {
         lines.push("no stored requests of both stretches: what is behind it cannot be said".to_owned());
         return lines;
     }
-    for row in diagnosis.failing.iter().take(1) {
-        let code = if row.status_code.is_empty() { String::new() } else { format!(" {}", row.status_code) };
-        lines.push(format!(
-            "failing: {} {} on {}: {}{code}, {:.0}% of the failed",
-            row.service,
-            row.operation,
-            row.host,
-            row.status,
-            row.share * 100.0
-        ));
-    }
-    for (idx, row) in diagnosis.added.iter().take(CAUSES_SHOWN).enumerate() {
-        let host = if row.host_share < 0.95 {
-            format!("{} ({:.0}%)", row.host, row.host_share * 100.0)
-        } else {
-            row.host.clone()
-        };
-        lines.push(format!(
-            "{}. {:.0}% of the added time is {} of {} {} on {host}: {}, was {}",
-            idx + 1,
-            row.added_share * 100.0,
-            row.part,
-            row.service,
-            row.operation,
-            units::duration(row.slow_ns),
-            units::duration(row.usual_ns)
-        ));
-    }
-    if let Some((service, operation, now, was)) = &diagnosis.more_calls {
-        lines.push(format!("more calls: {service} {operation} {now:.1} per request, was {was:.1}"));
+    let causes = diagnosis.causes.iter().take(CAUSES_SHOWN).enumerate();
+    lines.extend(causes.map(|(idx, cause)| format!("{}. {}", idx + 1, cause.text)));
+    if lines.is_empty() {
+        lines.push("stored requests of both stretches take as long: nothing of it was kept".to_owned());
     }
     // A value tells nothing new if as many of the slow ones have it as one that was told.
     let mut told: Vec<(u64, u64)> = Vec::new();
