@@ -26,3 +26,4 @@ pub mod subject;
 pub mod topology;
 pub mod truth;
 pub mod wire;
+pub mod zipkin;

@@ -6,7 +6,7 @@
 //! the client knows the truth when all requests are the same.
 
 use std::collections::HashMap;
-use std::io::{Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -65,11 +65,21 @@ impl Pooled {
         let mut input = Vec::new();
         let mut buffer = [0; 65536];
         while protocol.reply(&input)?.is_none() {
-            let count = self.stream.read(&mut buffer)?;
+            let count = read(&mut self.stream, &mut buffer)?;
             ensure!(count > 0, "it closed before it answered");
             input.extend_from_slice(&buffer[..count]);
         }
         Ok(input)
+    }
+}
+
+/// A read with a time-out ends early when the process was stopped and goes on (signal(7)).
+fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }
 
@@ -88,14 +98,14 @@ impl Pool {
     /// One request and its reply; where it was made, and what came.
     fn call(&self, request: &[u8]) -> Result<(Place, Vec<u8>)> {
         let taken = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let is_old = taken.is_some();
-        let mut pooled = if let Some(pooled) = taken { pooled } else { self.connect()? };
+        let what = format!("{} is there", self.server);
+        let connect = || poll::until(BACK_WITHIN, &what, || self.connect().ok());
+        let mut pooled = if let Some(pooled) = taken { pooled } else { connect()? };
         let mut answered = pooled.ask(self.protocol, request);
-        if answered.is_err() && is_old {
-            // The server ended while the connection was idle: the others are as dead.
+        if answered.is_err() {
+            // The server may have ended, to come back as another process: then the idle connections are as dead.
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            let what = format!("{} is back", self.server);
-            pooled = poll::until(BACK_WITHIN, &what, || self.connect().ok())?;
+            pooled = connect()?;
             answered = pooled.ask(self.protocol, request);
         }
         let reply = answered.with_context(|| format!("ask {}", self.server))?;
@@ -143,7 +153,7 @@ impl Service {
                 let key = key.rsplit('/').next().unwrap_or_default();
                 stream.write_all(&self.answer(at, key)?)?;
             }
-            let count = stream.read(&mut buffer)?;
+            let count = read(&mut stream, &mut buffer)?;
             if count == 0 {
                 return Ok(());
             }

@@ -94,6 +94,7 @@ fn run_tiers(rows: &mut Vec<Row>) -> Result<()> {
     let steps = Steps::new()?;
     build::everything(&steps, Need::TEST)?;
     cassandra::fetch(&steps, VERSION)?;
+    bench::zipkin::fetch(&steps)?;
     let took = started.elapsed();
     rows.push(Row { name: "set-up, build", took, budget: BUILD_BUDGET, passed: None });
     if took > BUILD_BUDGET {

@@ -23,8 +23,10 @@ use crate::units;
 
 /// What adds less than this share of the whole is no cause.
 const SHARE_MIN: f64 = 0.05;
-/// Extra calls, or one key, are the cause if they explain this share of the added time.
+/// Extra calls are the cause if they explain this share of the added time.
 const EXPLAINS_MIN: f64 = 0.4;
+/// A hot key takes at least this share of its hop's time, and as much of the added time: others wait behind it.
+const HOT_TIME_MIN: f64 = 0.25;
 /// Extra calls explain time only if the single call does not take so many times longer.
 const SLOWER_MAX: f64 = 2.0;
 /// A key is hot if this share of its hop's calls name it…
@@ -379,7 +381,7 @@ fn hot_key(now: &Stretch, was: &Stretch, whole: f64) -> Option<Cause> {
         let share_before = calls_before as f64 / before.calls.max(1) as f64;
         let explained = now.per_request(*ns) / whole;
         let is_hot = share >= HOT_SHARE_MIN && share >= HOT_FACTOR_MIN * share_before;
-        if is_hot && *ns as f64 >= 0.5 * hop.ns as f64 && explained >= EXPLAINS_MIN {
+        if is_hot && *ns as f64 >= HOT_TIME_MIN * hop.ns as f64 && explained >= HOT_TIME_MIN {
             let (service, operation) = name.clone();
             found.push(Cause {
                 kind: "hot key",

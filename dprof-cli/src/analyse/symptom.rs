@@ -23,6 +23,8 @@ const ERROR_FACTOR_MIN: f64 = 2.0;
 const STEPS_MAX: usize = 240;
 /// Series looked at, those with most time first: what takes less is no reason for a page.
 const SERIES_MAX: usize = 300;
+/// Steps are taken together only if as many remain: four on either side of a change.
+const COARSE_STEPS_MIN: u64 = 8;
 /// Changes so many steps apart are one event: agents' minutes and calls' minutes differ.
 const SAME_EVENT_STEPS: u64 = 2;
 /// A quantile has to rise by so much, nanoseconds…
@@ -205,9 +207,31 @@ pub fn symptoms(rollups: &[Rollup], unit_s: u64, service: Option<&str>) -> Sympt
     Symptoms { event, others, series: all.len(), steps }
 }
 
+/// The series with so many steps in one that a usual one holds enough requests for the metric, and by how many.
+fn coarser(series: &Series, metric: Metric, step_s: u64) -> (Vec<(u64, Rollup)>, u64) {
+    let mut counts: Vec<u64> = series.steps.iter().map(|(_, rollup)| rollup.count).collect();
+    counts.sort_unstable();
+    let usual = counts.get(counts.len() / 2).copied().unwrap_or(0).max(1);
+    let several = metric.count_min().div_ceil(usual);
+    let (Some((first, _)), Some((last, _))) = (series.steps.first(), series.steps.last()) else {
+        return (Vec::new(), 1);
+    };
+    if several == 1 || (last - first) / step_s + 1 < several * COARSE_STEPS_MIN {
+        return (series.steps.clone(), 1);
+    }
+    let mut merged: BTreeMap<u64, Rollup> = BTreeMap::new();
+    for (start, rollup) in &series.steps {
+        let step = first + (start - first) / (several * step_s) * several * step_s;
+        merged.entry(step).or_insert_with(|| Rollup::new(series.key.clone())).merge(rollup);
+    }
+    (merged.into_iter().collect(), several)
+}
+
 fn of_metric(series: &Series, metric: Metric, step_s: u64, chance_max: f64) -> Vec<Symptom> {
+    let (steps, several) = coarser(series, metric, step_s);
+    let step_s = several * step_s;
     let steps: Vec<&(u64, Rollup)> =
-        series.steps.iter().filter(|(_, rollup)| rollup.count >= metric.count_min()).collect();
+        steps.iter().filter(|(_, rollup)| rollup.count >= metric.count_min()).collect();
     let values: Vec<f64> = steps.iter().map(|(_, rollup)| metric.value(rollup)).collect();
     change_points(&values, chance_max)
         .into_iter()

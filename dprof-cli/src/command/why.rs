@@ -226,7 +226,9 @@ async fn requests(
     Ok(traces
         .into_iter()
         .filter_map(|spans| {
-            let at = spans.iter().find(|span| at.contains(&span.span_id))?.span_id;
+            // Of several in one trace any will do, but not always the first: that may be another kind of call. Ids are
+            // hashes.
+            let at = spans.iter().map(|span| span.span_id).filter(|id| at.contains(id)).min()?;
             Some(Request { spans, at })
         })
         .collect())

@@ -81,7 +81,7 @@ impl Subject for RingSystem {
                 (format!("{delay_us} us each way on {host}'s cable"), expected(&["network"], &[]))
             }
             Fault::Retransmissions => {
-                let lost_per_mille = 40 + dice.below(40);
+                let lost_per_mille = 80 + dice.below(60);
                 self.shape(node, &Shape { lost_per_mille, ..Shape::default() })?;
                 let done = format!("{lost_per_mille} of 1000 frames lost on {host}'s cable");
                 (done, expected(&["retransmissions"], &[]))

@@ -172,7 +172,7 @@ impl Subject for Shop {
                 (done, expected(&["network"], &[], &[HOSTS[cable]]))
             }
             Fault::Retransmissions => {
-                let lost_per_mille = 40 + dice.below(40);
+                let lost_per_mille = 80 + dice.below(60);
                 self.network.shape(cable, &Shape { lost_per_mille, ..Shape::default() })?;
                 let done = format!("{lost_per_mille} of 1000 frames lost on {}'s cable", HOSTS[cable]);
                 (done, expected(&["retransmissions"], &[], &[HOSTS[cable]]))
