@@ -8,7 +8,7 @@
 //! What a reader would get wrong: a reply that waits in a socket waits for its *reader*, so it is the caller's time,
 //! though it is a part of the called RPC.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use dprof_common::model::{HalfFlags, Span};
 use serde::Serialize;
@@ -37,8 +37,9 @@ const HOT_FACTOR_MIN: f64 = 3.0;
 const RETRANSMITTED_SHARE_MIN: f64 = 0.3;
 /// Links of one host are one cause if together they added so many times what the first of them did.
 const ONE_HOST_MIN: f64 = 1.25;
-/// A process is new if it serves this share of its service's RPCs, and none of those before.
+/// A process is new if it serves this share of its service's RPCs, and at most this share of those before.
 const NEW_SHARE_MIN: f64 = 0.8;
+const OLD_SHARE_MAX: f64 = 0.15;
 
 /// A cause. Field names are the JSON schema.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -411,10 +412,13 @@ fn hot_key(now: &Stretch, was: &Stretch, whole: f64) -> Option<Cause> {
 fn new_process(cause: &mut Cause, now: &Stretch, was: &Stretch) {
     let place = (cause.service.clone(), cause.host.clone());
     let (Some(now), Some(was)) = (now.processes.get(&place), was.processes.get(&place)) else { return };
-    let known: BTreeSet<u32> = was.keys().copied().collect();
-    let all: u64 = now.values().sum();
-    let new = now.iter().filter(|(pid, _)| !known.contains(pid)).max_by_key(|(_, calls)| **calls);
-    let Some((pid, calls)) = new else { return };
+    let (all, all_before): (u64, u64) = (now.values().sum(), was.values().sum());
+    let Some((pid, calls)) = now.iter().max_by_key(|(_, calls)| **calls) else { return };
+    let calls_before = was.get(pid).copied().unwrap_or(0);
+    // The change lies somewhere within a step, so the new one may have served some of what counts as before.
+    if calls_before as f64 > OLD_SHARE_MAX * all_before as f64 {
+        return;
+    }
     if *calls as f64 >= NEW_SHARE_MIN * all as f64 {
         cause.text = format!("{}; process {pid} is new", cause.text);
         cause.kind = "new process";

@@ -88,12 +88,7 @@ fn of_group(
     let unpacked = session.with(idx, |chunk| {
         let ids = matching_rows(chunk, query, group)?;
         let wanted = if query.side == Side::Server { limit } else { CALLS_READ * limit };
-        let n = ids.len();
-        let some: Vec<i64> = if n <= wanted {
-            ids
-        } else {
-            (0..wanted).map(|k| ids[(2 * k + 1) * n / (2 * wanted)]).collect()
-        };
+        let some = evenly(&ids, wanted);
         let mut rows = Vec::with_capacity(some.len());
         let load = || -> rusqlite::Result<()> {
             let mut select = chunk
@@ -108,11 +103,21 @@ fn of_group(
         Ok(rows.iter().map(|row| chunk.span_of(row)).collect::<Vec<_>>())
     })?;
     let spans = session.take_spans(idx, unpacked.unwrap_or_default())?;
-    let matching = spans.iter().filter(|span| query.matches(span));
-    Ok(matching
+    let matching: Vec<SpanPlace> = spans
+        .iter()
+        .filter(|span| query.matches(span))
         .map(|span| SpanPlace { trace_id: span.trace_id, span_id: span.span_id })
-        .take(limit)
-        .collect())
+        .collect();
+    Ok(evenly(&matching, limit))
+}
+
+/// Up to `limit` of them, evenly from the first to the last.
+fn evenly<T: Copy>(all: &[T], limit: usize) -> Vec<T> {
+    let n = all.len();
+    if n <= limit {
+        return all.to_vec();
+    }
+    (0..limit).map(|k| all[(2 * k + 1) * n / (2 * limit)]).collect()
 }
 
 /// Rows of a group that may be what is asked for, the shortest first.
@@ -141,7 +146,13 @@ fn matching_rows(chunk: &OpenChunk, query: &HalfQuery, group: i64) -> Result<Vec
 
 #[cfg(test)]
 mod tests {
-    use super::spread;
+    use super::{evenly, spread};
+
+    #[test]
+    fn few_of_many_are_taken_from_all_of_them() {
+        assert_eq!(evenly(&(0..100).collect::<Vec<_>>(), 4), [12, 37, 62, 87]);
+        assert_eq!(evenly(&[1, 2], 4), [1, 2]);
+    }
 
     #[test]
     fn the_first_of_a_spread_are_far_apart_and_all_come_once() {
