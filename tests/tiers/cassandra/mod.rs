@@ -7,7 +7,6 @@
 mod agent;
 mod by_hand;
 mod faults;
-mod zipkin;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
