@@ -7,8 +7,8 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use dprof_common::model::{Rollup, Span, SpanId, TraceId};
-use dprof_store::{Answer, Order, Reader, RollupQuery, RunInfo, SpanQuery, StoreError};
+use dprof_common::model::{Rollup, Side, Span, SpanId, TraceId};
+use dprof_store::{Answer, HalfQuery, Order, Reader, RollupQuery, RunInfo, SpanPlace, SpanQuery, StoreError};
 
 use crate::clock::Stopwatch;
 use crate::units;
@@ -101,6 +101,17 @@ fn span_question(query: &SpanQuery) -> String {
     text
 }
 
+/// A question for counts in words.
+fn count_question(what: &str, query: &RollupQuery) -> String {
+    let mut text = format!("{what}, {}", window(query.since_unix_ns, query.until_unix_ns));
+    for (name, value) in [("service", &query.service), ("operation", &query.operation)] {
+        if let Some(value) = value {
+            let _ = write!(text, ", {name} {value}");
+        }
+    }
+    text
+}
+
 #[async_trait]
 impl Reader for Explained {
     async fn spans(&self, query: &SpanQuery) -> Result<Answer<Span>, StoreError> {
@@ -114,6 +125,35 @@ impl Reader for Explained {
         let watch = Stopwatch::start();
         let answer = self.inner.trace(trace_id).await?;
         self.log.note(&format!("spans of trace {trace_id}"), answer.rows.len(), watch.elapsed_ns());
+        Ok(answer)
+    }
+
+    async fn traces(&self, ids: &[TraceId], spans_max: usize) -> Result<Answer<Vec<Span>>, StoreError> {
+        let watch = Stopwatch::start();
+        let answer = self.inner.traces(ids, spans_max).await?;
+        let n_spans = answer.rows.iter().map(Vec::len).sum();
+        self.log.note(&format!("spans of {} traces", ids.len()), n_spans, watch.elapsed_ns());
+        Ok(answer)
+    }
+
+    async fn sample(&self, query: &HalfQuery) -> Result<Answer<SpanPlace>, StoreError> {
+        let watch = Stopwatch::start();
+        let answer = self.inner.sample(query).await?;
+        let what = match query.side {
+            Side::Server => "requests answered by",
+            Side::Client => "calls by",
+        };
+        let mut question = format!(
+            "some {} {what} {}, operation {}, {}",
+            query.limit,
+            query.service,
+            query.operation,
+            window(query.since_unix_ns, query.until_unix_ns)
+        );
+        if let Some(min_ns) = query.min_duration_ns {
+            let _ = write!(question, ", at least {}", units::duration(min_ns));
+        }
+        self.log.note(&question, answer.rows.len(), watch.elapsed_ns());
         Ok(answer)
     }
 
@@ -134,13 +174,14 @@ impl Reader for Explained {
     async fn rollups(&self, query: &RollupQuery) -> Result<Answer<Rollup>, StoreError> {
         let watch = Stopwatch::start();
         let answer = self.inner.rollups(query).await?;
-        let mut question = format!("counts per minute, {}", window(query.since_unix_ns, query.until_unix_ns));
-        for (name, value) in [("service", &query.service), ("operation", &query.operation)] {
-            if let Some(value) = value {
-                let _ = write!(question, ", {name} {value}");
-            }
-        }
-        self.log.note(&question, answer.rows.len(), watch.elapsed_ns());
+        self.log.note(&count_question("counts per minute", query), answer.rows.len(), watch.elapsed_ns());
+        Ok(answer)
+    }
+
+    async fn rollup_sums(&self, query: &RollupQuery) -> Result<Answer<Rollup>, StoreError> {
+        let watch = Stopwatch::start();
+        let answer = self.inner.rollup_sums(query).await?;
+        self.log.note(&count_question("sums of counts", query), answer.rows.len(), watch.elapsed_ns());
         Ok(answer)
     }
 

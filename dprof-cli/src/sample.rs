@@ -4,7 +4,9 @@
 //! What a reader would get wrong: a spread sample is the newest few of each slice of the window, not a random one.
 //! It is good for means, medians and shares; counts come from the counts per minute or from reading everything.
 
-use dprof_common::model::Span;
+use std::collections::{BTreeSet, HashSet};
+
+use dprof_common::model::{Span, TraceId};
 use dprof_store::{Order, Reader, SpanQuery};
 
 use crate::context::{Context, Failure};
@@ -12,6 +14,12 @@ use crate::export::pages::Pages;
 
 /// Slices that a sample is spread over: a change in a twelfth of the window is still in it.
 const SLICES: u64 = 12;
+
+/// Traces asked for in one question: what a question costs by itself is shared by so many.
+const TRACES_AT_ONCE: usize = 250;
+
+/// Spans of traces that are held at most, about: 1 kB each.
+const TRACE_SPANS_MAX: usize = 50_000;
 
 /// Reads every span of `query`, page by page in constant memory, and gives each page to `each`. Returns how many.
 pub(crate) async fn every(
@@ -95,31 +103,48 @@ async fn start_of(reader: &dyn Reader, query: &SpanQuery) -> Result<u64, Failure
 }
 
 /// The whole traces of these spans, in their order; a trace that expired meanwhile is left out, and of several
-/// spans of one trace the first counts.
+/// spans of one trace the first counts. Of very large traces fewer are read.
 pub(crate) async fn traces_of(
     context: &mut Context<'_>,
     reader: &dyn Reader,
     spans: &[Span],
 ) -> Result<Vec<Vec<Span>>, Failure> {
+    let ids: Vec<TraceId> = spans.iter().map(|span| span.trace_id).collect();
+    traces(context, reader, &ids).await
+}
+
+/// The same by trace ids, which may be fragments'.
+pub(crate) async fn traces(
+    context: &mut Context<'_>,
+    reader: &dyn Reader,
+    ids: &[TraceId],
+) -> Result<Vec<Vec<Span>>, Failure> {
     let mut progress = context.progress("reading traces");
-    let mut seen = std::collections::HashSet::new();
-    let mut traces = Vec::new();
-    let mut warnings = Vec::new();
-    for (idx, span) in spans.iter().enumerate() {
-        if !seen.insert(span.trace_id) {
-            continue;
+    let mut seen = HashSet::new();
+    let ids: Vec<TraceId> = ids.iter().copied().filter(|id| seen.insert(*id)).collect();
+    let mut traces: Vec<Vec<Span>> = Vec::new();
+    let mut tops = HashSet::new();
+    let mut warnings = BTreeSet::new();
+    let mut n_spans = 0;
+    for (idx, few) in ids.chunks(TRACES_AT_ONCE).enumerate() {
+        if n_spans >= TRACE_SPANS_MAX {
+            warnings.insert(format!(
+                "only {} of {} traces were read: they are large",
+                traces.len(),
+                ids.len()
+            ));
+            break;
         }
-        let answer = reader.trace(span.trace_id).await?;
-        progress.advance(answer.rows.len(), (idx + 1) as f64 / spans.len() as f64);
+        let answer = reader.traces(few, TRACE_SPANS_MAX).await?;
+        let n_read: usize = answer.rows.iter().map(Vec::len).sum();
+        n_spans += n_read;
+        progress.advance(n_read, ((idx + 1) * TRACES_AT_ONCE) as f64 / ids.len() as f64);
         warnings.extend(answer.warnings);
-        if !answer.rows.is_empty() {
-            traces.push(answer.rows);
-        }
+        // Two fragments may be parts of one trace.
+        traces.extend(answer.rows.into_iter().filter(|spans| tops.insert(spans[0].trace_id)));
     }
     drop(progress);
-    warnings.sort();
-    warnings.dedup();
-    context.warn(&warnings);
+    context.warn(&warnings.into_iter().collect::<Vec<_>>());
     Ok(traces)
 }
 

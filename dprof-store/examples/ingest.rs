@@ -7,10 +7,11 @@
 #![expect(clippy::print_stdout, reason = "prints its result")]
 #![expect(clippy::disallowed_methods, reason = "a measurement")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use dprof_common::model::{EvidenceKind, Link, Rollup, Span, SpanId};
+use dprof_common::model::{EvidenceKind, Link, Rollup, RollupKey, Span, SpanId};
 use dprof_store::conformance::{EPOCH_NS, Maker, Random, run, slowest, span};
 use dprof_store::{Batch, Order, Reader, Retention, StoreUrl, open_reader, open_writer};
 
@@ -58,6 +59,24 @@ impl Generator {
         call.link =
             Some(Link { parent: self.root, evidence: EvidenceKind::SameThread, confidence: Some(0.98) });
         call
+    }
+}
+
+/// Counts per minute, given out when their minute is over, as an agent does.
+#[derive(Default)]
+struct Minutes(BTreeMap<RollupKey, Rollup>);
+
+impl Minutes {
+    fn count(&mut self, spans: &[Span], is_last: bool) -> Vec<Rollup> {
+        for rollup in Rollup::of(spans) {
+            match self.0.get_mut(&rollup.key) {
+                Some(sum) => sum.merge(&rollup),
+                None => drop(self.0.insert(rollup.key.clone(), rollup)),
+            }
+        }
+        let newest = self.0.keys().next_back().map_or(0, |key| key.minute_unix_s);
+        let done = self.0.extract_if(.., |key, _| is_last || key.minute_unix_s < newest);
+        done.map(|(_, rollup)| rollup).collect()
     }
 }
 
@@ -137,12 +156,14 @@ async fn main() {
     };
     let (mut wall, mut cpu, mut worst) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
     let mut some = Vec::new();
+    let mut minutes = Minutes::default();
     for seq in 1..=n_spans / batch_spans {
         let spans: Vec<Span> = (0..batch_spans).map(|_| generator.next_span()).collect();
         if seq % (n_spans / batch_spans / 50).max(1) == 0 {
             some.push(spans[(batch_spans / 2) as usize].clone());
         }
-        let rollups = if step_us.is_some() { Rollup::of(&spans) } else { Vec::new() };
+        let is_last = seq == n_spans / batch_spans;
+        let rollups = if step_us.is_some() { minutes.count(&spans, is_last) } else { Vec::new() };
         let batch = Batch { seq, spans, rollups };
         let (start, cpu_start) = (Instant::now(), thread_cpu());
         writer.write(&batch).await.expect("writes");

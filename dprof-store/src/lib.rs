@@ -12,6 +12,7 @@ mod hosts;
 mod packed;
 mod rollup_rows;
 pub mod rows;
+mod sample;
 pub mod schema;
 mod sqlite;
 mod words;
@@ -295,6 +296,49 @@ pub struct SpanQuery {
     pub limit: usize,
 }
 
+/// Ends of RPCs, as counts per minute count them: of one side, one service and one operation. Bounds are half open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HalfQuery {
+    /// Start of the window, nanoseconds since the epoch.
+    pub since_unix_ns: u64,
+    /// End of the window.
+    pub until_unix_ns: u64,
+    /// Requests answered, or calls made.
+    pub side: Side,
+    /// Service that answered or called.
+    pub service: String,
+    /// Operation.
+    pub operation: String,
+    /// At least this long at this end, nanoseconds.
+    pub min_duration_ns: Option<u64>,
+    /// About so many.
+    pub limit: usize,
+}
+
+impl HalfQuery {
+    /// Whether a span has the end that is asked for, the window left aside.
+    pub fn matches(&self, span: &Span) -> bool {
+        let half = match self.side {
+            Side::Client => &span.client,
+            Side::Server => &span.server,
+        };
+        half.as_ref().is_some_and(|half| {
+            half.process.service == self.service
+                && half.operation == self.operation
+                && self.min_duration_ns.is_none_or(|min_ns| half.times.duration_ns() >= min_ns)
+        })
+    }
+}
+
+/// Where a span is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SpanPlace {
+    /// Trace, or fragment.
+    pub trace_id: TraceId,
+    /// The span in it.
+    pub span_id: SpanId,
+}
+
 /// A list with what is known of its completeness.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer<T> {
@@ -325,6 +369,29 @@ pub trait Reader: Send + Sync {
 
     /// All spans of a trace, fragments stitched, in order of start; empty if unknown.
     async fn trace(&self, trace_id: TraceId) -> Result<Answer<Span>, StoreError>;
+
+    /// The same for several traces, those that are known, in the order asked for, each once. At most about
+    /// `spans_max` spans in all: what is beyond is left out.
+    async fn traces(&self, ids: &[TraceId], spans_max: usize) -> Result<Answer<Vec<Span>>, StoreError> {
+        let mut all = Answer { rows: Vec::new(), warnings: Vec::new() };
+        let mut n_spans = 0;
+        for id in ids {
+            if n_spans >= spans_max {
+                break;
+            }
+            let trace = self.trace(*id).await?;
+            n_spans += trace.rows.len();
+            all.warnings.extend(trace.warnings);
+            all.rows.extend(Some(trace.rows).filter(|spans| !spans.is_empty()));
+        }
+        Ok(all)
+    }
+
+    /// About `limit` RPCs with such an end, spread over the window, in no order: a sample for means and shares, not
+    /// for counts. All of them if there are not more.
+    async fn sample(&self, query: &HalfQuery) -> Result<Answer<SpanPlace>, StoreError> {
+        sample::by_slices(self, query).await
+    }
 
     /// Trace that holds this span; `None` if unknown.
     async fn trace_of_span(&self, span_id: SpanId) -> Result<Option<TraceId>, StoreError>;

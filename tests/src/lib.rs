@@ -7,16 +7,23 @@
 //! dropped, also by a panic, and the kernel ends it when the thread that started it is gone.
 
 pub mod agent;
+pub mod behaviour;
+pub mod cable;
 pub mod cassandra;
 pub mod cli;
 pub mod client;
 pub mod clock;
+pub mod cpu_limit;
+pub mod dial;
+pub mod drill;
 pub mod netns;
 pub mod poll;
 pub mod program;
 pub mod ring;
 pub mod service;
+pub mod steady;
 pub mod subject;
 pub mod topology;
 pub mod truth;
 pub mod wire;
+pub mod zipkin;

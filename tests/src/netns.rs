@@ -12,6 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::agent::binary;
+use crate::cable::{CableConfig, READY, Shape};
+use crate::dial::turn;
 use crate::program::Program;
 use crate::subject::find;
 
@@ -64,9 +67,19 @@ impl Netns {
     }
 }
 
+fn start_cable(folder: &Path, name: &str, config: &CableConfig) -> Result<Program> {
+    let file = folder.join(format!("{name}.json"));
+    fs::write(&file, serde_json::to_string(config)?).context("write a cable's configuration")?;
+    let mut cable = Program::start(name, folder, Command::new(binary("test-cable")).arg(file))?;
+    cable.wait_until(READY_WITHIN, "has both ends", |cable| cable.stdout().contains(READY).then_some(()))?;
+    Ok(cable)
+}
+
 /// Machines on one network.
 #[derive(Debug)]
 pub struct Network {
+    /// Cables that are programs, and which machine each is of.
+    cables: Vec<(usize, Program, PathBuf)>,
     /// Dropped first: a cable goes with either end.
     machines: Vec<Netns>,
     bridge: Netns,
@@ -75,6 +88,13 @@ pub struct Network {
 impl Network {
     /// A machine per address, all on one bridge.
     pub fn new(folder: &Path, addresses: &[IpAddr]) -> Result<Self> {
+        Self::with_cables(folder, addresses, &[], 0)
+    }
+
+    /// The same with [cables](crate::cable) to these machines that can be told to delay and lose frames; which they
+    /// lose, `seed` says.
+    pub fn with_cables(folder: &Path, addresses: &[IpAddr], cabled: &[usize], seed: u64) -> Result<Self> {
+        let mut cables = Vec::new();
         let bridge = Netns::add("bridge", folder)?;
         bridge.ip(&["link", "add", "br0", "type", "bridge"])?;
         bridge.ip(&["link", "set", "br0", "up"])?;
@@ -82,13 +102,27 @@ impl Network {
         for (number, address) in addresses.iter().enumerate() {
             let machine = Netns::add(&format!("machine{number}"), folder)?;
             let (near, far) = (format!("port{number}"), machine.holder.pid().to_string());
-            bridge.ip(&["link", "add", &near, "type", "veth", "peer", "name", "eth0", "netns", &far])?;
+            if cabled.contains(&number) {
+                let ends = [(machine.path(), "eth0".to_owned()), (bridge.path(), near.clone())];
+                let dial = folder.join(format!("cable{number}.dial"));
+                let config = CableConfig { ends, dial: dial.clone(), seed: seed + number as u64 };
+                cables.push((number, start_cable(folder, &format!("cable{number}"), &config)?, dial));
+            } else {
+                bridge.ip(&["link", "add", &near, "type", "veth", "peer", "name", "eth0", "netns", &far])?;
+            }
             bridge.ip(&["link", "set", &near, "master", "br0", "up"])?;
             machine.ip(&["address", "add", &format!("{address}/{PREFIX}"), "dev", "eth0"])?;
             machine.ip(&["link", "set", "eth0", "up"])?;
             machines.push(machine);
         }
-        Ok(Self { machines, bridge })
+        Ok(Self { cables, machines, bridge })
+    }
+
+    /// Has the cable of a machine delay and lose frames.
+    pub fn shape(&self, machine: usize, shape: &Shape) -> Result<()> {
+        let cable = self.cables.iter().find(|(number, ..)| *number == machine);
+        let (.., dial) = cable.context("the machine has such a cable")?;
+        turn(dial, shape)
     }
 
     /// The machine with the address of this index.

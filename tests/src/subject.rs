@@ -61,19 +61,15 @@ pub fn redis(folder: &Path) -> Result<Subject> {
 
 /// The same through `command`, which must end in the program (for example in a network namespace).
 pub fn redis_with(folder: &Path, command: &mut Command, port: u16) -> Result<Subject> {
+    redis_on(folder, command, &["127.0.0.1", "-::1"], port)
+}
+
+/// The same on these addresses.
+pub fn redis_on(folder: &Path, command: &mut Command, addresses: &[&str], port: u16) -> Result<Subject> {
     let name = format!("redis-{port}");
+    command.args(["--port", &port.to_string(), "--bind"]).args(addresses);
+    command.args(["--save", "", "--appendonly", "no"]);
     command
-        .args([
-            "--port",
-            &port.to_string(),
-            "--bind",
-            "127.0.0.1",
-            "-::1",
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-        ])
         .args(["--enable-debug-command", "yes", "--daemonize", "no", "--protected-mode", "no", "--dir"])
         .arg(folder);
     let mut program = Program::start(&name, folder, command)?;
@@ -153,22 +149,32 @@ pub fn nutcracker(folder: &Path, servers: &[&Subject]) -> Result<Subject> {
 
 /// nutcracker in front of servers of one kind.
 pub fn nutcracker_before(folder: &Path, servers: &[&Subject], behind: Behind) -> Result<Subject> {
-    let port = free_port()?;
+    let servers: Vec<SocketAddr> = servers.iter().map(|server| server.address()).collect();
+    let listen = (Ipv4Addr::LOCALHOST, free_port()?).into();
+    nutcracker_on(folder, &mut Command::new(find("nutcracker")), listen, &servers, behind)
+}
+
+/// The same through `command`, which must end in the program (for example in a network namespace).
+pub fn nutcracker_on(
+    folder: &Path,
+    command: &mut Command,
+    listen: SocketAddr,
+    servers: &[SocketAddr],
+    behind: Behind,
+) -> Result<Subject> {
+    let port = listen.port();
     let config = folder.join(format!("nutcracker-{port}.yml"));
-    let servers: Vec<String> =
-        servers.iter().map(|server| format!("    - 127.0.0.1:{}:1", server.port)).collect();
+    let servers: Vec<String> = servers.iter().map(|server| format!("    - {server}:1")).collect();
     let text = format!(
-        "dprof:\n  listen: 127.0.0.1:{port}\n  redis: {}\n  hash: fnv1a_64\n  distribution: ketama\n  \
+        "dprof:\n  listen: {listen}\n  redis: {}\n  hash: fnv1a_64\n  distribution: ketama\n  \
          timeout: 60000\n  servers:\n{}\n",
         behind == Behind::Redis,
         servers.join("\n")
     );
     fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
-    let mut command = Command::new(find("nutcracker"));
     command.arg("-c").arg(&config).args(["-a", "127.0.0.1", "-s", &free_port()?.to_string()]);
-    let mut program = Program::start(&format!("nutcracker-{port}"), folder, &mut command)?;
-    let address: SocketAddr = (Ipv4Addr::LOCALHOST, port).into();
-    program.wait_until(READY_WITHIN, "accepts connections", |_| TcpStream::connect(address).ok())?;
+    let mut program = Program::start(&format!("nutcracker-{port}"), folder, command)?;
+    program.wait_until(READY_WITHIN, "listens", |program| listens(program.pid(), port).then_some(()))?;
     Ok(Subject { program, port })
 }
 
@@ -187,7 +193,7 @@ pub fn memcached_with(folder: &Path, command: &mut Command, port: u16) -> Result
 }
 
 /// Whether something listens on an IPv4 port in a process's network namespace, as the kernel lists it.
-fn listens(pid: u32, port: u16) -> bool {
+pub fn listens(pid: u32, port: u16) -> bool {
     /// `TCP_LISTEN`
     const LISTEN: &str = "0A";
     let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();

@@ -224,6 +224,11 @@ pub struct Running {
 impl Running {
     /// Starts it in a folder of its own.
     pub fn start(topology: &Topology, folder: &Path) -> Result<Self> {
+        Self::start_cabled(topology, folder, &[], 0)
+    }
+
+    /// The same with [cables](crate::cable) to these nodes of a ring.
+    pub fn start_cabled(topology: &Topology, folder: &Path, cabled: &[usize], seed: u64) -> Result<Self> {
         let mut running = Self {
             topology: *topology,
             watch: Vec::new(),
@@ -237,7 +242,7 @@ impl Running {
         match topology.stack {
             Stack::Nutcracker | Stack::HaproxyNutcracker(_) => running.start_proxies()?,
             Stack::NginxService => running.start_service()?,
-            Stack::Ring { .. } => running.start_ring(&topology.ring().context("a ring")?)?,
+            Stack::Ring { .. } => running.start_ring(&topology.ring().context("a ring")?, cabled, seed)?,
         }
         Ok(running)
     }
@@ -294,10 +299,10 @@ impl Running {
         self.watch = vec!["--port".to_owned(), ports.join(",")];
     }
 
-    fn start_ring(&mut self, ring: &Ring) -> Result<()> {
+    fn start_ring(&mut self, ring: &Ring, cabled: &[usize], seed: u64) -> Result<()> {
         let client: IpAddr = [10, 77, 0, 1].into();
         let addresses: Vec<IpAddr> = ring.nodes.iter().map(|node| node.ip).chain([client]).collect();
-        let network = self.network.insert(Network::new(&self.folder, &addresses)?);
+        let network = self.network.insert(Network::with_cables(&self.folder, &addresses, cabled, seed)?);
         self.watch = network
             .machines()
             .iter()
@@ -389,6 +394,21 @@ impl Running {
             }
         }
         asked
+    }
+
+    /// Where its clients connect.
+    pub fn targets(&self) -> &[SocketAddr] {
+        &self.targets
+    }
+
+    /// The program of a ring's node.
+    pub fn node(&self, node: usize) -> &Program {
+        &self.nodes[node]
+    }
+
+    /// Its datastore.
+    pub fn datastore(&self, node: usize) -> &Program {
+        &self.programs[node]
     }
 
     /// Ids of the ring's nodes.

@@ -7,6 +7,7 @@ mod build_ebpf;
 mod cassandra;
 mod check;
 mod demo;
+mod drill;
 mod fuzz;
 mod interrupt;
 mod paths;
@@ -49,6 +50,8 @@ enum Task {
         #[arg(long)]
         cassandra: bool,
     },
+    /// Put faults into real systems and check that `dprof-cli why` names the cause first
+    Drill(drill::Options),
     /// Run every tier of the tests, each within its budget
     Test,
     /// Run the fuzz targets, guided by coverage where a C++ compiler is, else in a seeded loop
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf => build_ebpf::run(),
         Task::Cassandra(task) => cassandra::run(task),
         Task::Demo { cassandra } => demo::run(cassandra),
+        Task::Drill(options) => drill::run(&options),
         Task::Test => test::run(),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Vm { kernels, small } => vm::run(&kernels, small),

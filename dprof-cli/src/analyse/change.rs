@@ -16,6 +16,9 @@ const SIDE_MIN: usize = 2;
 /// Spread below which values are taken as equal: sketches know a value within 1 %, and values are logarithms.
 const SPREAD_MIN: f64 = 0.01;
 
+/// Neighbours are taken as no more alike than this: a series of few values looks more so than it is.
+const CORRELATION_MAX: f64 = 0.8;
+
 /// A split is tried further if chance alone would make it so rarely.
 const WEAK_CHANCE_MAX: f64 = 0.05;
 
@@ -45,7 +48,7 @@ pub fn change_points(values: &[f64], chance_max: f64) -> Vec<Change> {
     let mut stack = vec![(0, values.len())];
     while let Some((from, until)) = stack.pop() {
         let Some(at) = best_split(&values[from..until]).map(|at| from + at) else { continue };
-        if chance(&values[from..at], &values[at..until], 1.0) < WEAK_CHANCE_MAX {
+        if chance(&values[from..at], &values[at..until], 1.0, 0.0) < WEAK_CHANCE_MAX {
             cuts.push(at);
             stack.extend([(from, at), (at, until)]);
         }
@@ -65,7 +68,7 @@ fn judge(values: &[f64], from: usize, at: usize, until: usize) -> Change {
     let (before, after) = (&values[from..at], &values[at..until]);
     // The split could have been anywhere in the series.
     let places = values.len().saturating_sub(2 * SIDE_MIN) + 1;
-    let chance = chance(before, after, places as f64);
+    let chance = chance(before, after, places as f64, CORRELATION_MAX);
     Change { at, from, until, before: mean(before), after: mean(after), chance }
 }
 
@@ -106,8 +109,9 @@ fn best_split(values: &[f64]) -> Option<usize> {
     best.map(|(_, at)| at)
 }
 
-/// Two-sided t-test of equal means, times the number of places that the split could have been.
-fn chance(before: &[f64], after: &[f64], places: f64) -> f64 {
+/// Two-sided t-test of equal means, times the number of places that the split could have been; neighbours are taken
+/// as no more alike than `correlation_max`. A stretch with further changes in it looks as if they were: there it is 0.
+fn chance(before: &[f64], after: &[f64], places: f64, correlation_max: f64) -> f64 {
     let (n, m) = (before.len() as f64, after.len() as f64);
     if before.len() < SIDE_MIN || after.len() < SIDE_MIN {
         return 1.0;
@@ -118,8 +122,24 @@ fn chance(before: &[f64], after: &[f64], places: f64) -> f64 {
     };
     let freedom = n + m - 2.0;
     let spread = ((squares(before) + squares(after)) / freedom).sqrt().max(SPREAD_MIN);
-    let t = (mean(after) - mean(before)) / (spread * (1.0 / n + 1.0 / m).sqrt());
-    (student_tails(t, freedom) * places).min(1.0)
+    // Of values that resemble their neighbours each tells less than one that does not: as many independent ones would
+    // be fewer (Bayley, Hammersley: "The effective number of independent observations in an autocorrelated time
+    // series", 1946; here for correlation that fades by the same factor with each step).
+    let correlation = neighbours(before, after).clamp(0.0, correlation_max);
+    let independent = (1.0 - correlation) / (1.0 + correlation);
+    let t = (mean(after) - mean(before)) / (spread * (1.0 / n + 1.0 / m).sqrt()) * independent.sqrt();
+    (student_tails(t, (freedom * independent).max(1.0)) * places).min(1.0)
+}
+
+/// Correlation of values with their neighbours, around the means of both sides.
+fn neighbours(before: &[f64], after: &[f64]) -> f64 {
+    let (mut products, mut squares) = (0.0, 0.0);
+    for side in [before, after] {
+        let mean = mean(side);
+        squares += side.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>();
+        products += side.windows(2).map(|pair| (pair[0] - mean) * (pair[1] - mean)).sum::<f64>();
+    }
+    if squares > 0.0 { products / squares } else { 0.0 }
 }
 
 /// Chance that Student's t with so many degrees of freedom is at least as far from zero.

@@ -356,7 +356,7 @@ pub fn operations(now: (&[Rollup], f64), before: (&[Rollup], f64)) -> Vec<Operat
             let (n, b) = (in_now.get(key).unwrap_or(&nothing), in_before.get(key).unwrap_or(&nothing));
             let avg = |r: &Rollup| r.sum_ns / r.count.max(1);
             let share = |r: &Rollup| r.errors as f64 / r.count.max(1) as f64;
-            let at = |r: &Rollup, q| r.sketch.quantile(q).unwrap_or(0);
+            let at = |r: &Rollup, q| r.quantile(q).unwrap_or(0);
             let rate = n.count as f64 / now.1.max(1.0);
             let added = if b.count == 0 || n.count == 0 { 0.0 } else { avg(n) as f64 - avg(b) as f64 };
             OperationChange {

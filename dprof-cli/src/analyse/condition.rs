@@ -163,7 +163,7 @@ impl Condition {
         let mut all = of_side.first()?.clone();
         of_side.iter().skip(1).for_each(|rollup| all.merge(rollup));
         let time = |ns: u64| (ns as f64, units::duration(ns));
-        let quantile = |q| all.sketch.quantile(q).unwrap_or(0).clamp(all.min_ns, all.max_ns);
+        let quantile = |q| all.quantile(q).unwrap_or(0);
         let (value, actual) = match (self.metric, self.bound) {
             (Metric::Quantile(q), _) => time(quantile(q)),
             (Metric::Avg, _) => time(all.sum_ns / all.count.max(1)),

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use dprof_common::model::{Span, SpanId, TraceId};
 use serde::Serialize;
 
+use super::cause::{Cause, causes};
 use super::compare::{ValueRow, shared_values};
 use super::path_profile::{PathRow, Profile, difference};
 use super::row::failing_half;
@@ -66,6 +67,8 @@ pub struct Diagnosis {
     pub avg_ns: u64,
     /// Of those before.
     pub avg_before_ns: u64,
+    /// What is behind it, the most likely first.
+    pub causes: Vec<Cause>,
     /// Hops and parts that add time, the largest first.
     pub added: Vec<PathRow>,
     /// A hop called more often than before: service, operation, calls per request after and before.
@@ -78,8 +81,8 @@ pub struct Diagnosis {
     pub example: Option<String>,
 }
 
-/// Compares requests after the change with those before.
-pub fn diagnose(after: &[Request], before: &[Request]) -> Diagnosis {
+/// Compares requests after the change with those before; `is_failure`: more fail, rather than take longer.
+pub fn diagnose(after: &[Request], before: &[Request], is_failure: bool) -> Diagnosis {
     let (now, was) = (profile(after), profile(before));
     let rows = difference(&now, &was);
     let more_calls = rows
@@ -102,7 +105,9 @@ pub fn diagnose(after: &[Request], before: &[Request]) -> Diagnosis {
         .and_then(|request| request.spans.first())
         .map(|span| span.trace_id)
         .map(|TraceId(id)| TraceId(id).to_string());
+    let failing = failing(after);
     Diagnosis {
+        causes: causes(after, before, &failing, is_failure),
         requests: now.requests,
         requests_before: was.requests,
         avg_ns: now.avg_ns(),
@@ -110,7 +115,7 @@ pub fn diagnose(after: &[Request], before: &[Request]) -> Diagnosis {
         added,
         more_calls,
         shared,
-        failing: failing(after),
+        failing,
         example,
     }
 }
@@ -246,7 +251,7 @@ mod tests {
         let after: Vec<Request> = (0..150)
             .map(|n| request(1_000 + n, host(n), if n % 3 == 2 { 20_000 } else { 1_000 + n }, Status::Ok))
             .collect();
-        let found = diagnose(&after, &before);
+        let found = diagnose(&after, &before, false);
         assert_eq!((found.requests, found.requests_before), (150, 150));
         let host = found.shared.iter().find(|row| row.field == "host").expect("shared");
         assert_eq!((host.value.as_str(), host.slow), ("db-3", 50));
@@ -267,7 +272,7 @@ mod tests {
         let after: Vec<Request> = (0..20)
             .map(|n| request(n, "db-2", 100, if n % 2 == 0 { Status::Timeout } else { Status::Ok }))
             .collect();
-        let found = diagnose(&after, &[]);
+        let found = diagnose(&after, &[], true);
         assert_eq!(found.failing.len(), 1);
         let row = &found.failing[0];
         assert_eq!(
@@ -289,7 +294,7 @@ mod tests {
         };
         let before: Vec<Request> = (0..10).map(|n| calls(n, 1)).collect();
         let after: Vec<Request> = (10..20).map(|n| calls(n, 20)).collect();
-        let found = diagnose(&after, &before);
+        let found = diagnose(&after, &before, false);
         assert_eq!(found.more_calls, Some(("redis".to_owned(), "GET".to_owned(), 20.0, 1.0)));
     }
 }

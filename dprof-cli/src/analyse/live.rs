@@ -51,7 +51,7 @@ pub fn live(rollups: &[Rollup], now_unix_ns: u64, minutes: u64) -> Vec<LiveRow> 
             let mut recent = Rollup::new(key.clone());
             by_minute.range(this_minute.saturating_sub(60)..).for_each(|(_, rollup)| recent.merge(rollup));
             let passed_s = (now_s - this_minute + 60) as f64;
-            let p99 = |rollup: &Rollup| rollup.sketch.quantile(0.99).map(|ns| ns.min(rollup.max_ns));
+            let p99 = |rollup: &Rollup| rollup.quantile(0.99);
             (recent.count > 0).then(|| {
                 let row = LiveRow {
                     service: key.service,
@@ -59,7 +59,7 @@ pub fn live(rollups: &[Rollup], now_unix_ns: u64, minutes: u64) -> Vec<LiveRow> 
                     kind: key.side.name(),
                     rate: recent.count as f64 / passed_s,
                     error_share: recent.errors as f64 / recent.count as f64,
-                    p50_ns: recent.sketch.quantile(0.5).unwrap_or(0).min(recent.max_ns),
+                    p50_ns: recent.quantile(0.5).unwrap_or(0),
                     p99_ns: p99(&recent).unwrap_or(0),
                     p99_by_minute_ns: (0..minutes.max(2))
                         .map(|n| by_minute.get(&(first + n * 60)).and_then(p99))

@@ -23,8 +23,14 @@ const ERROR_FACTOR_MIN: f64 = 2.0;
 const STEPS_MAX: usize = 240;
 /// Series looked at, those with most time first: what takes less is no reason for a page.
 const SERIES_MAX: usize = 300;
-/// Changes this close are one event: agents' minutes and calls' minutes differ.
-const SAME_EVENT_S: u64 = 120;
+/// Steps are taken together only if as many remain: four on either side of a change.
+const COARSE_STEPS_MIN: u64 = 8;
+/// Changes so many steps apart are one event: agents' minutes and calls' minutes differ.
+const SAME_EVENT_STEPS: u64 = 2;
+/// A quantile has to rise by so much, nanoseconds…
+const RISE_NS_MIN: u64 = 200_000;
+/// … or all requests together by so much per second: less is no reason for a page.
+const ADDED_NS_PER_S_MIN: f64 = 20e6;
 
 /// What rose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -76,7 +82,7 @@ impl Metric {
     /// (Anscombe: "The transformation of Poisson, binomial and negative-binomial data", Biometrika 1948).
     fn value(self, rollup: &Rollup) -> f64 {
         match self.quantile() {
-            Some(q) => (rollup.sketch.quantile(q).unwrap_or(1).max(1) as f64).ln(),
+            Some(q) => (rollup.quantile(q).unwrap_or(1).max(1) as f64).ln(),
             None => (rollup.errors as f64 / rollup.count.max(1) as f64).sqrt().asin(),
         }
     }
@@ -146,10 +152,10 @@ struct Series {
     sum_ns: u64,
 }
 
-fn series(rollups: &[Rollup]) -> (Vec<Series>, u64) {
+fn series(rollups: &[Rollup], unit_s: u64) -> (Vec<Series>, u64) {
     let minutes = || rollups.iter().filter(|rollup| rollup.count > 0).map(|r| r.key.minute_unix_s);
-    let (Some(first), Some(last)) = (minutes().min(), minutes().max()) else { return (Vec::new(), 60) };
-    let step_s = 60 * ((last - first) / 60 + 1).div_ceil(STEPS_MAX as u64);
+    let (Some(first), Some(last)) = (minutes().min(), minutes().max()) else { return (Vec::new(), unit_s) };
+    let step_s = unit_s * ((last - first) / unit_s + 1).div_ceil(STEPS_MAX as u64);
     let mut by_key: BTreeMap<RollupKey, BTreeMap<u64, Rollup>> = BTreeMap::new();
     for rollup in rollups.iter().filter(|rollup| rollup.count > 0) {
         let step = (rollup.key.minute_unix_s - first) / step_s;
@@ -170,9 +176,16 @@ fn series(rollups: &[Rollup]) -> (Vec<Series>, u64) {
     (all, step_s)
 }
 
-/// What got worse in `rollups` (several runs' minutes, not added up). With `service`, only there.
-pub fn symptoms(rollups: &[Rollup], service: Option<&str>) -> Symptoms {
-    let (mut all, step_s) = series(rollups);
+/// Steps from the first to the last of `rollups`, whose keys hold starts of steps of `unit_s` seconds.
+pub fn n_steps(rollups: &[Rollup], unit_s: u64) -> u64 {
+    let starts = || rollups.iter().filter(|rollup| rollup.count > 0).map(|r| r.key.minute_unix_s);
+    starts().max().zip(starts().min()).map_or(0, |(last, first)| (last - first) / unit_s + 1)
+}
+
+/// What got worse in `rollups` (several runs' minutes, or steps of `unit_s` seconds; not added up). With `service`,
+/// only there.
+pub fn symptoms(rollups: &[Rollup], unit_s: u64, service: Option<&str>) -> Symptoms {
+    let (mut all, step_s) = series(rollups, unit_s);
     all.retain(|series| service.is_none_or(|name| name == series.key.service));
     let chance_max = FALSE_ALARM_MAX / (all.len() * Metric::ALL.len()).max(1) as f64;
     let mut found: Vec<Symptom> = Vec::new();
@@ -190,13 +203,35 @@ pub fn symptoms(rollups: &[Rollup], service: Option<&str>) -> Symptoms {
         found.extend(first.into_iter().chain(errors));
     }
     let steps = all.iter().map(|series| series.steps.len()).max().unwrap_or(0);
-    let (event, others) = largest_event(found);
+    let (event, others) = largest_event(found, SAME_EVENT_STEPS * step_s);
     Symptoms { event, others, series: all.len(), steps }
 }
 
+/// The series with so many steps in one that a usual one holds enough requests for the metric, and by how many.
+fn coarser(series: &Series, metric: Metric, step_s: u64) -> (Vec<(u64, Rollup)>, u64) {
+    let mut counts: Vec<u64> = series.steps.iter().map(|(_, rollup)| rollup.count).collect();
+    counts.sort_unstable();
+    let usual = counts.get(counts.len() / 2).copied().unwrap_or(0).max(1);
+    let several = metric.count_min().div_ceil(usual);
+    let (Some((first, _)), Some((last, _))) = (series.steps.first(), series.steps.last()) else {
+        return (Vec::new(), 1);
+    };
+    if several == 1 || (last - first) / step_s + 1 < several * COARSE_STEPS_MIN {
+        return (series.steps.clone(), 1);
+    }
+    let mut merged: BTreeMap<u64, Rollup> = BTreeMap::new();
+    for (start, rollup) in &series.steps {
+        let step = first + (start - first) / (several * step_s) * several * step_s;
+        merged.entry(step).or_insert_with(|| Rollup::new(series.key.clone())).merge(rollup);
+    }
+    (merged.into_iter().collect(), several)
+}
+
 fn of_metric(series: &Series, metric: Metric, step_s: u64, chance_max: f64) -> Vec<Symptom> {
+    let (steps, several) = coarser(series, metric, step_s);
+    let step_s = several * step_s;
     let steps: Vec<&(u64, Rollup)> =
-        series.steps.iter().filter(|(_, rollup)| rollup.count >= metric.count_min()).collect();
+        steps.iter().filter(|(_, rollup)| rollup.count >= metric.count_min()).collect();
     let values: Vec<f64> = steps.iter().map(|(_, rollup)| metric.value(rollup)).collect();
     change_points(&values, chance_max)
         .into_iter()
@@ -222,7 +257,7 @@ fn symptom(
             rate: all.count as f64 / ((until - from) as f64 * step_s as f64),
             error_share: all.errors as f64 / all.count.max(1) as f64,
             avg_ns: all.sum_ns / all.count.max(1),
-            quantile_ns: all.sketch.quantile(metric.quantile().unwrap_or(0.5)).unwrap_or(0),
+            quantile_ns: all.quantile(metric.quantile().unwrap_or(0.5)).unwrap_or(0),
         }
     };
     let (before, after) = (stretch(change.from, change.at), stretch(change.at, change.until));
@@ -231,7 +266,9 @@ fn symptom(
         (rise, rise >= ERROR_RISE_MIN && after.error_share >= ERROR_FACTOR_MIN * before.error_share)
     } else {
         let rise = (change.after - change.before).exp();
-        (rise, rise >= RISE_MIN)
+        let is_felt = after.quantile_ns.saturating_sub(before.quantile_ns) >= RISE_NS_MIN
+            || (after.avg_ns as f64 - before.avg_ns as f64) * after.rate >= ADDED_NS_PER_S_MIN;
+        (rise, rise >= RISE_MIN && is_felt)
     };
     is_large.then(|| Symptom {
         service: series.key.service.clone(),
@@ -249,12 +286,12 @@ fn symptom(
 
 /// Of all symptoms those of one time, that time whose symptoms add most, the worst first; and the others. Failures
 /// without added time count as much as their share of the slowest operation's.
-fn largest_event(mut found: Vec<Symptom>) -> (Vec<Symptom>, Vec<Symptom>) {
+fn largest_event(mut found: Vec<Symptom>, same_s: u64) -> (Vec<Symptom>, Vec<Symptom>) {
     let weight = |symptom: &Symptom| {
         let failing = symptom.after.rate * symptom.after.error_share.max(0.0) * symptom.after.avg_ns as f64;
         symptom.added_ns_per_s + if symptom.metric == Metric::Errors { failing } else { 0.0 }
     };
-    let near = |a: &Symptom, b: &Symptom| a.after.since_unix_s.abs_diff(b.after.since_unix_s) <= SAME_EVENT_S;
+    let near = |a: &Symptom, b: &Symptom| a.after.since_unix_s.abs_diff(b.after.since_unix_s) <= same_s;
     let scores: Vec<f64> =
         found.iter().map(|at| found.iter().filter(|other| near(at, other)).map(weight).sum()).collect();
     let Some(best) = (0..found.len()).max_by(|a, b| scores[*a].total_cmp(&scores[*b])) else {
@@ -302,7 +339,7 @@ mod tests {
     fn a_doubled_latency_is_found_with_its_minute_and_factor() {
         let mut rollups = minutes(1, "GET", 40, |m, _| if m >= 31 { 200_000 } else { 100_000 }, |_, _| false);
         rollups.extend(minutes(2, "SET", 40, |_, _| 100_000, |_, _| false));
-        let found = symptoms(&rollups, None);
+        let found = symptoms(&rollups, 60, None);
         assert_eq!((found.series, found.steps, found.others.len()), (2, 40, 0));
         let [symptom] = found.event.as_slice() else { panic!("one symptom: {:?}", found.event) };
         assert_eq!((symptom.operation.as_str(), symptom.metric, symptom.lasts), ("GET", Metric::P50, true));
@@ -322,10 +359,10 @@ mod tests {
             |m, n| if m >= 30 && n % 20 == 0 { 5_000_000 } else { 100_000 },
             |_, _| false,
         );
-        let found = symptoms(&tail, None);
+        let found = symptoms(&tail, 60, None);
         assert_eq!(found.event.iter().map(|s| s.metric).collect::<Vec<_>>(), [Metric::P99]);
         let failing = minutes(4, "GET", 40, |_, _| 100_000, |m, n| m >= 30 && n % 10 == 0);
-        let found = symptoms(&failing, None);
+        let found = symptoms(&failing, 60, None);
         assert_eq!(found.event.iter().map(|s| s.metric).collect::<Vec<_>>(), [Metric::Errors]);
         assert!((found.event[0].rise - 0.1).abs() < 0.01);
     }
@@ -334,7 +371,7 @@ mod tests {
     fn what_passed_is_told_as_passed() {
         let rollups =
             minutes(5, "GET", 40, |m, _| if (20..28).contains(&m) { 400_000 } else { 100_000 }, |_, _| false);
-        let found = symptoms(&rollups, None);
+        let found = symptoms(&rollups, 60, None);
         assert_eq!(found.event.len(), 1);
         assert!(!found.event[0].lasts);
         assert_eq!(found.event[0].after.until_unix_s, 600_000 + 28 * 60);
@@ -352,7 +389,7 @@ mod tests {
                     minutes(seed * 10 + op, &format!("OP{op}"), 60, ns, |m, n| (m * 7 + n) % 97 == 0)
                 })
                 .collect();
-            let found = symptoms(&rollups, None);
+            let found = symptoms(&rollups, 60, None);
             assert_eq!(found.event, [], "seed {seed}");
         }
     }
@@ -360,8 +397,8 @@ mod tests {
     #[test]
     fn only_the_service_asked_for_and_nothing_of_nothing() {
         let rollups = minutes(1, "GET", 40, |m, _| if m >= 31 { 200_000 } else { 100_000 }, |_, _| false);
-        assert_eq!(symptoms(&rollups, Some("web")).event, []);
-        assert_eq!(symptoms(&rollups, Some("redis")).event.len(), 1);
-        assert_eq!(symptoms(&[], None).series, 0);
+        assert_eq!(symptoms(&rollups, 60, Some("web")).event, []);
+        assert_eq!(symptoms(&rollups, 60, Some("redis")).event.len(), 1);
+        assert_eq!(symptoms(&[], 60, None).series, 0);
     }
 }

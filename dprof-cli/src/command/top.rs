@@ -146,7 +146,7 @@ mod tests {
             "\
 2026-11-03 12:10:00.000 UTC, 1 operations
 SERVICE  OPERATION  KIND     RATE     P50     P99  P99, 15 MINUTES
-redis    GET        server  1.0/s  815 us  815 us               █\u{20}
+redis    GET        server  1.0/s  820 us  820 us               █\u{20}
 "
         );
     }

@@ -1,13 +1,16 @@
 //! `why`: the one-minute answer. What changed, since when, against what, on which hop, host and part, and what to
 //! type next.
 
-use dprof_common::model::{Side, Span};
-use dprof_store::{Order, Reader, SpanQuery};
+use std::collections::{BTreeMap, HashSet};
+
+use dprof_common::model::{Rollup, RollupKey, Side, SpanId, TraceId};
+use dprof_store::{HalfQuery, Order, Reader};
 use serde::Serialize;
 
 use super::stats::load_rollups;
 use crate::analyse::diagnosis::{Diagnosis, Request, diagnose};
-use crate::analyse::symptom::{Metric, Symptom, symptoms};
+use crate::analyse::estimate::weight;
+use crate::analyse::symptom::{Metric, Symptom, n_steps, symptoms};
 use crate::args::{Format, FormatArgs, NameArgs, SpanArgs, WindowArgs};
 use crate::context::{Context, Failure};
 use crate::load::{self, Window};
@@ -17,12 +20,17 @@ use crate::{sample, units};
 
 /// Requests looked at on each side of the change: means are known to a few percent, and reading their traces takes
 /// a fraction of a second.
-const REQUESTS: usize = 250;
+const REQUESTS: usize = 200;
 
 /// Causes, symptoms and shared values told; the answer is to fit ten lines.
 const CAUSES_SHOWN: usize = 3;
 const OTHERS_SHOWN: usize = 3;
 const SHARED_SHOWN: usize = 3;
+
+/// Fewer minutes than this tell no change: then seconds are counted, of so many spans at most, in so many steps.
+const MINUTES_MIN: u64 = 8;
+const SPANS_MAX: usize = 60_000;
+const STEPS_MAX: u64 = 60;
 
 /// Seconds to nanoseconds.
 const NS: u64 = 1_000_000_000;
@@ -66,9 +74,13 @@ struct Why<'a> {
 pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Failure> {
     let window = Window::new(args.window, context.now_unix_ns)?;
     let reader = context.reader().await?;
-    let rollups = load_rollups(context, &*reader, &window, &NameArgs::default()).await?;
+    let mut rollups = load_rollups(context, &*reader, &window, &NameArgs::default()).await?;
+    let mut unit_s = 60;
+    if n_steps(&rollups, unit_s) < MINUTES_MIN {
+        (rollups, unit_s) = by_seconds(context, &*reader, &window).await?;
+    }
     let names = NameArgs { service: args.service.clone(), ..NameArgs::default() };
-    let found = symptoms(&rollups, args.service.as_deref());
+    let found = symptoms(&rollups, unit_s, args.service.as_deref());
     if found.series == 0 {
         load::explain_nothing(context, &*reader, &window, &names, args.service.is_some()).await?;
     }
@@ -111,6 +123,32 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
     }
     writeln!(context.out, "next: {}", clean(&next))?;
     Ok(())
+}
+
+/// Counts of the window's newest spans by steps of seconds, and how many: where there are few minutes yet. Spans that
+/// were kept for being slow or failed count for nothing.
+async fn by_seconds(
+    context: &mut Context<'_>,
+    reader: &dyn Reader,
+    window: &Window,
+) -> Result<(Vec<Rollup>, u64), Failure> {
+    let query = load::query(window, &SpanArgs::default(), Order::Newest, SPANS_MAX);
+    let mut rollups: BTreeMap<RollupKey, Rollup> = BTreeMap::new();
+    sample::every(context, reader, query, |page| {
+        for rollup in Rollup::of_steps(page.iter().filter(|span| weight(span).is_some()), 1) {
+            match rollups.get_mut(&rollup.key) {
+                Some(sum) => sum.merge(&rollup),
+                None => drop(rollups.insert(rollup.key.clone(), rollup)),
+            }
+        }
+    })
+    .await?;
+    let mut rollups: Vec<Rollup> = rollups.into_values().collect();
+    let unit_s = n_steps(&rollups, 1).div_ceil(STEPS_MAX).max(1);
+    for rollup in &mut rollups {
+        rollup.key.minute_unix_s = rollup.key.minute_unix_s / unit_s * unit_s;
+    }
+    Ok((rollups, unit_s))
 }
 
 /// The symptom that is told: requests that a service answers rather than calls that it makes, since the calls that
@@ -161,7 +199,7 @@ async fn investigate(
             .await?;
     let before =
         requests(main, (main.before.since_unix_s, main.before.until_unix_s), None, context, reader).await?;
-    Ok(diagnose(&after, &before))
+    Ok(diagnose(&after, &before, main.metric == Metric::Errors))
 }
 
 async fn requests(
@@ -171,26 +209,26 @@ async fn requests(
     context: &mut Context<'_>,
     reader: &dyn Reader,
 ) -> Result<Vec<Request>, Failure> {
-    let window =
-        Window { since_unix_ns: since_s * NS, until_unix_ns: until_s.saturating_mul(NS), is_default: false };
-    // An RPC is listed under who served it, if that was watched: calls are found by what was asked.
-    let service = (main.kind == Side::Server).then(|| main.service.clone());
-    let names = NameArgs { service, operation: Some(main.operation.clone()), kind: None };
-    let filters = SpanArgs { names, min_duration, ..SpanArgs::default() };
-    let query: SpanQuery = load::query(&window, &filters, Order::Newest, 0);
-    let asked = if main.kind == Side::Server { REQUESTS } else { 2 * REQUESTS };
-    let mut spans: Vec<Span> = sample::spread(context, reader, &query, asked).await?;
-    if main.kind == Side::Client {
-        spans.retain(|span| span.client.as_ref().is_some_and(|half| half.process.service == main.service));
-    }
-    let mut seen = std::collections::HashSet::new();
-    spans.retain(|span| seen.insert(span.trace_id));
-    let traces = sample::traces_of(context, reader, &spans).await?;
-    let at: std::collections::HashSet<_> = spans.iter().map(|span| span.span_id).collect();
+    let query = HalfQuery {
+        since_unix_ns: since_s * NS,
+        until_unix_ns: until_s.saturating_mul(NS),
+        side: main.kind,
+        service: main.service.clone(),
+        operation: main.operation.clone(),
+        min_duration_ns: min_duration,
+        limit: REQUESTS,
+    };
+    let sampled = reader.sample(&query).await?;
+    context.warn(&sampled.warnings);
+    let ids: Vec<TraceId> = sampled.rows.iter().map(|place| place.trace_id).collect();
+    let traces = sample::traces(context, reader, &ids).await?;
+    let at: HashSet<SpanId> = sampled.rows.iter().map(|place| place.span_id).collect();
     Ok(traces
         .into_iter()
         .filter_map(|spans| {
-            let at = spans.iter().find(|span| at.contains(&span.span_id))?.span_id;
+            // Of several in one trace any will do, but not always the first: that may be another kind of call. Ids are
+            // hashes.
+            let at = spans.iter().map(|span| span.span_id).filter(|id| at.contains(id)).min()?;
             Some(Request { spans, at })
         })
         .collect())
@@ -223,13 +261,16 @@ fn change(symptom: &Symptom) -> String {
     )
 }
 
+/// `12:01`, with seconds where they are not zero.
 fn clock_time(unix_s: u64) -> String {
-    units::date_time(unix_s.saturating_mul(NS)).get(11..16).unwrap_or_default().to_owned()
+    let until = if unix_s.is_multiple_of(60) { 16 } else { 19 };
+    units::date_time(unix_s.saturating_mul(NS)).get(11..until).unwrap_or_default().to_owned()
 }
 
 fn headline(main: &Symptom, now_unix_ns: u64) -> String {
     let since = main.after.since_unix_s;
-    let ago = units::duration(now_unix_ns.saturating_sub(since * NS) / (60 * NS) * 60 * NS);
+    let unit_ns = if since.is_multiple_of(60) { 60 * NS } else { NS };
+    let ago = units::duration(now_unix_ns.saturating_sub(since * NS) / unit_ns * unit_ns);
     let until =
         if main.lasts { String::new() } else { format!(", until {}", clock_time(main.after.until_unix_s)) };
     format!("{} {} at {} UTC, {ago} ago{until}", of(main), change(main), clock_time(since))
@@ -258,36 +299,10 @@ fn causes(diagnosis: &Diagnosis) -> Vec<String> {
         lines.push("no stored requests of both stretches: what is behind it cannot be said".to_owned());
         return lines;
     }
-    for row in diagnosis.failing.iter().take(1) {
-        let code = if row.status_code.is_empty() { String::new() } else { format!(" {}", row.status_code) };
-        lines.push(format!(
-            "failing: {} {} on {}: {}{code}, {:.0}% of the failed",
-            row.service,
-            row.operation,
-            row.host,
-            row.status,
-            row.share * 100.0
-        ));
-    }
-    for (idx, row) in diagnosis.added.iter().take(CAUSES_SHOWN).enumerate() {
-        let host = if row.host_share < 0.95 {
-            format!("{} ({:.0}%)", row.host, row.host_share * 100.0)
-        } else {
-            row.host.clone()
-        };
-        lines.push(format!(
-            "{}. {:.0}% of the added time is {} of {} {} on {host}: {}, was {}",
-            idx + 1,
-            row.added_share * 100.0,
-            row.part,
-            row.service,
-            row.operation,
-            units::duration(row.slow_ns),
-            units::duration(row.usual_ns)
-        ));
-    }
-    if let Some((service, operation, now, was)) = &diagnosis.more_calls {
-        lines.push(format!("more calls: {service} {operation} {now:.1} per request, was {was:.1}"));
+    let causes = diagnosis.causes.iter().take(CAUSES_SHOWN).enumerate();
+    lines.extend(causes.map(|(idx, cause)| format!("{}. {}", idx + 1, cause.text)));
+    if lines.is_empty() {
+        lines.push("stored requests of both stretches take as long: nothing of it was kept".to_owned());
     }
     // A value tells nothing new if as many of the slow ones have it as one that was told.
     let mut told: Vec<(u64, u64)> = Vec::new();

@@ -75,6 +75,15 @@ pub(crate) fn attributes(half: &Half, side: Side) -> Vec<Attribute<'_>> {
     all.0
 }
 
+/// The times under the split, as `dprof.time.request_read_ns` and so on: nanoseconds after the half's start; what is
+/// not known is left out. An import makes the parts of the split of them again.
+pub(crate) fn times(half: &Half) -> impl Iterator<Item = (String, i64)> + use<> {
+    let start_ns = half.times.start_ns;
+    half.times.marks().into_iter().filter_map(move |(name, time_ns)| {
+        Some((format!("dprof.time.{name}_ns"), time_ns?.wrapping_sub(start_ns) as i64))
+    })
+}
+
 struct Attributes<'a>(Vec<Attribute<'a>>);
 
 impl<'a> Attributes<'a> {

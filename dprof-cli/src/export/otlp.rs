@@ -13,7 +13,7 @@ use std::io::{self, Write};
 use dprof_common::model::{Half, Link, ProcessInfo, RootKind, Side, Span, SpanId, split};
 use serde::Serialize;
 
-use super::attributes::{attributes, is_integer};
+use super::attributes::{attributes, is_integer, times};
 use super::{Elements, Exporter};
 use crate::analyse::row::flag_names;
 
@@ -251,6 +251,9 @@ fn span_attributes<'a>(span: &'a Span, side: Side, half: &'a Half) -> Vec<KeyVal
         all.push(int("dprof.srtt_us", half.srtt_us));
     }
     all.extend(half.connect_ns.map(|ns| int("dprof.connect_ns", ns)));
+    all.extend(
+        times(half).map(|(name, ns)| KeyValue { key: name.into(), value: Value::Int(ns.to_string()) }),
+    );
     split_attributes(span, &mut all);
     if let Some(link) = span.link {
         all.push(text("dprof.link.evidence", link.evidence.name()));

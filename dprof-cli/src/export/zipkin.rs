@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use dprof_common::model::{Half, Side, Span, SpanId};
 use serde::Serialize;
 
-use super::attributes::attributes;
+use super::attributes::{attributes, times};
 use super::otlp::ids;
 use super::{Elements, Exporter};
 use crate::analyse::row::flag_names;
@@ -120,6 +120,9 @@ pub(super) fn tags(span: &Span, side: Side, half: &Half) -> BTreeMap<String, Str
     put("dprof.status", half.status.name().to_owned());
     put("dprof.start_unix_ns", half.times.start_ns.to_string());
     put("dprof.duration_ns", half.times.duration_ns().to_string());
+    for (name, ns) in times(half) {
+        put(&name, ns.to_string());
+    }
     put("dprof.request.bytes", half.request_bytes.to_string());
     put("dprof.response.bytes", half.response_bytes.to_string());
     put("dprof.retransmits", half.retransmits.to_string());

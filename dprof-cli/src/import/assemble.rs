@@ -134,7 +134,6 @@ impl Maker {
         let text = |name: &str| span.attributes.get(name).filter(|text| !text.is_empty()).cloned();
         let number = |name: &str| text(name).and_then(|text| text.parse::<u64>().ok());
         self.message += 2;
-        let (start_ns, end_ns) = (span.start_ns, span.end_ns.max(span.start_ns));
         Half {
             host: self.host(span),
             process: self.process(span),
@@ -158,23 +157,13 @@ impl Maker {
             .filter(|_| span.is_error)
             .unwrap_or_default(),
             attributes: attributes(span),
-            // No more is known than a beginning and an end: the client's time beyond the server's is the network's.
-            times: HalfTimes {
-                start_ns,
-                end_ns,
-                request_first_ns: Some(start_ns),
-                request_last_ns: Some(start_ns),
-                request_read_ns: (side == Side::Server).then_some(start_ns),
-                response_first_ns: Some(end_ns),
-                response_last_ns: Some(end_ns),
-                response_read_ns: (side == Side::Client).then_some(end_ns),
-            },
+            times: times(span, side),
             request_bytes: number("dprof.request.bytes").unwrap_or(0),
             response_bytes: number("dprof.response.bytes").unwrap_or(0),
             request_message_id: MessageId(self.message),
             response_message_id: MessageId(self.message + 1),
             batch: 1,
-            flags: HalfFlags::default(),
+            flags: doubts(span),
             retransmits: number("dprof.retransmits").unwrap_or(0) as u32,
             srtt_us: 0,
             connect_ns: None,
@@ -214,6 +203,52 @@ impl Maker {
         });
         Arc::clone(made)
     }
+}
+
+/// The times of a half: those that dprof wrote beside the span, else a beginning and an end, and the client's time
+/// beyond the server's is the network's.
+fn times(span: &Foreign, side: Side) -> HalfTimes {
+    let (start_ns, end_ns) = (span.start_ns, span.end_ns.max(span.start_ns));
+    let mark = |name: &str| {
+        let after_ns: i64 = span.attributes.get(&format!("dprof.time.{name}_ns"))?.parse().ok()?;
+        start_ns.checked_add_signed(after_ns)
+    };
+    if !HalfTimes::default().marks().into_iter().any(|(name, _)| mark(name).is_some()) {
+        return HalfTimes {
+            start_ns,
+            end_ns,
+            request_first_ns: Some(start_ns),
+            request_last_ns: Some(start_ns),
+            request_read_ns: (side == Side::Server).then_some(start_ns),
+            response_first_ns: Some(end_ns),
+            response_last_ns: Some(end_ns),
+            response_read_ns: (side == Side::Client).then_some(end_ns),
+        };
+    }
+    HalfTimes {
+        start_ns,
+        end_ns,
+        request_first_ns: mark("request_first"),
+        request_last_ns: mark("request_last"),
+        request_read_ns: mark("request_read"),
+        response_first_ns: mark("response_first"),
+        response_last_ns: mark("response_last"),
+        response_read_ns: mark("response_read"),
+    }
+}
+
+/// What to doubt about the times; the flags are written for the RPC, so both of its halves take them.
+fn doubts(span: &Foreign) -> HalfFlags {
+    let said = span.attributes.get("dprof.flags").map_or("", String::as_str);
+    let of_times =
+        [HalfFlags::INCOMPLETE, HalfFlags::REQUEST_TIME_APPROXIMATE, HalfFlags::RESPONSE_TIME_APPROXIMATE];
+    let mut flags = HalfFlags::default();
+    for (bit, name) in HalfFlags::NAMES {
+        if of_times.contains(&bit) && said.split(' ').any(|word| word == name) {
+            flags.insert(bit);
+        }
+    }
+    flags
 }
 
 fn protocol(span: &Foreign) -> String {
@@ -290,14 +325,14 @@ mod tests {
         ]
     }
 
-    /// What every format must bring back: ids, parents, ends, names, durations, status.
+    /// What every format must bring back: ids, parents, ends, names, times (and with
+    /// them the split), status.
     fn told(spans: &[Span]) -> Vec<String> {
         let mut lines: Vec<String> = spans
             .iter()
             .map(|span| {
                 let half = |half: &Option<Half>| {
                     half.as_ref().map(|half| {
-                        let t = &half.times;
                         (
                             half.process.service.clone(),
                             half.host.host.clone(),
@@ -305,7 +340,7 @@ mod tests {
                             half.operation.clone(),
                             half.query_text.clone(),
                             half.local,
-                            (t.start_ns, t.duration_ns()),
+                            half.times,
                             half.status,
                             half.request_bytes,
                         )

@@ -185,6 +185,18 @@ pub struct HalfTimes {
 }
 
 impl HalfTimes {
+    /// Name and value of each time between start and end, in the order of time.
+    pub const fn marks(&self) -> [(&'static str, Option<u64>); 6] {
+        [
+            ("request_first", self.request_first_ns),
+            ("request_last", self.request_last_ns),
+            ("request_read", self.request_read_ns),
+            ("response_first", self.response_first_ns),
+            ("response_last", self.response_last_ns),
+            ("response_read", self.response_read_ns),
+        ]
+    }
+
     /// From start to end, nanoseconds. Never negative: `end_ns` before `start_ns` gives 0 (and the engine
     /// counts it).
     pub const fn duration_ns(&self) -> u64 {

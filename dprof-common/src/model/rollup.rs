@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::{KeyStats, Side, Sketch, Span};
 
-const MINUTE_NS: u64 = 60_000_000_000;
+const NS: u64 = 1_000_000_000;
 
 /// What a rollup is of. One minute of one run.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,12 +67,17 @@ impl Rollup {
     /// The counts of the halves of these spans, in order of their keys: of what is kept, where an agent counts what it
     /// sees.
     pub fn of(spans: &[Span]) -> Vec<Self> {
+        Self::of_steps(spans, 60)
+    }
+
+    /// The same by steps of so many seconds in place of minutes.
+    pub fn of_steps<'a>(spans: impl IntoIterator<Item = &'a Span>, step_s: u64) -> Vec<Self> {
         let mut rollups: BTreeMap<RollupKey, Self> = BTreeMap::new();
         for span in spans {
             for (side, half) in [(Side::Client, &span.client), (Side::Server, &span.server)] {
                 let Some(half) = half else { continue };
                 let key = RollupKey {
-                    minute_unix_s: half.times.start_ns / MINUTE_NS * 60,
+                    minute_unix_s: half.times.start_ns / (step_s * NS) * step_s,
                     service: half.process.service.clone(),
                     operation: half.operation.clone(),
                     side,

@@ -21,6 +21,7 @@ mod names;
 mod partners;
 mod reader;
 mod run;
+mod sample;
 mod seal;
 mod select;
 mod session;

@@ -11,10 +11,11 @@ use dprof_common::model::{KeyStats, Rollup, RollupKey, RunId, Side, Sketch, Span
 use super::chunk::sqlite_error;
 use super::names::ReadError;
 use super::run::list_runs;
+use super::sample::sample;
 use super::select::select;
 use super::session::{OpenChunk, Session};
-use super::stitch::{climb, trace_of, whole_trace};
-use crate::{Answer, Reader, RollupQuery, RunInfo, SpanQuery, StoreError};
+use super::stitch::{climb, trace_of, whole_trace, whole_traces};
+use crate::{Answer, HalfQuery, Reader, RollupQuery, RunInfo, SpanPlace, SpanQuery, StoreError};
 
 /// Rollups read in one transaction.
 const ROLLUP_PAGE: i64 = 2000;
@@ -74,6 +75,18 @@ impl Reader for SqliteReader {
 
     async fn trace(&self, trace_id: TraceId) -> Result<Answer<Span>, StoreError> {
         let (rows, warnings) = self.ask(move |session| whole_trace(session, trace_id)).await?;
+        Ok(Answer { rows, warnings })
+    }
+
+    async fn traces(&self, ids: &[TraceId], spans_max: usize) -> Result<Answer<Vec<Span>>, StoreError> {
+        let ids = ids.to_vec();
+        let (rows, warnings) = self.ask(move |session| whole_traces(session, &ids, spans_max)).await?;
+        Ok(Answer { rows, warnings })
+    }
+
+    async fn sample(&self, query: &HalfQuery) -> Result<Answer<SpanPlace>, StoreError> {
+        let query = query.clone();
+        let (rows, warnings) = self.ask(move |session| sample(session, &query)).await?;
         Ok(Answer { rows, warnings })
     }
 

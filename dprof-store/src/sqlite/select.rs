@@ -30,9 +30,11 @@ use crate::{Order, SpanQuery, StoreError};
 
 /// Rows looked at beyond those asked for, in the first round, where rows may turn out not to be asked for.
 const SLACK: usize = 16;
-/// Up to this many one-sided rows are completed by looking each up (0.1 ms); more by [`Partners`] (0.2 s per
-/// million rows of the window).
+/// Up to this many one-sided rows are completed by looking each up (0.1 ms); more by [`Partners`] (0.2 to 0.8 s per
+/// million one-sided rows)…
 const LOOKUPS_MAX: usize = 1024;
+/// … where that is dearer than reading so many one-sided rows for each.
+const ROWS_PER_LOOKUP: usize = 256;
 /// Candidates looked at one by one at most, or 4 times those asked for.
 const CAPACITY_MAX: usize = 20_000;
 
@@ -168,6 +170,7 @@ pub(crate) fn select(session: &mut Session, query: &SpanQuery) -> Result<Vec<Spa
     let joinable = all.clients > 0 && all.servers > 0;
     // Where all rows are of one kind, no other row knows more.
     let uniform = [all.clients, all.servers].contains(&all.n_spans) || all.clients + all.servers == 0;
+    let lookups_max = LOOKUPS_MAX.max((all.clients + all.servers) as usize / ROWS_PER_LOOKUP);
     let mut partners: Option<Partners> = None;
     let mut partners_tried = false;
     let mut known: FxHashMap<SpanId, Option<Span>> = FxHashMap::default();
@@ -178,7 +181,7 @@ pub(crate) fn select(session: &mut Session, query: &SpanQuery) -> Result<Vec<Spa
             .rows
             .iter()
             .filter(|(rank, row)| row.bits.sides() != Bits::SIDES && !known.contains_key(&rank.1));
-        if joinable && !partners_tried && one_sided.count() > LOOKUPS_MAX {
+        if joinable && !partners_tried && one_sided.count() > lookups_max {
             partners_tried = true;
             partners = load_partners(session, query)?;
             if partners.is_some() {

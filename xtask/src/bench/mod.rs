@@ -7,7 +7,7 @@ mod machine;
 mod overhead;
 mod statistics;
 pub(crate) mod store;
-mod zipkin;
+pub(crate) mod zipkin;
 
 use std::fs;
 use std::path::Path;

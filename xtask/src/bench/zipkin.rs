@@ -4,23 +4,18 @@
 //! counted in its table.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
-use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use dprof_tests::cassandra::{Ring, home};
-use dprof_tests::program::Program;
-use dprof_tests::subject::find;
+use anyhow::{Context as _, Result};
+use dprof_tests::cassandra::Ring;
+use dprof_tests::zipkin::{Server, VERSION, jar};
 use dprof_tests::{clock, poll};
 
 use crate::cassandra;
 use crate::step::{Steps, say};
 
-const VERSION: &str = "3.6.1";
 const PORT: u16 = 9411;
 const READY_WITHIN: Duration = Duration::from_mins(3);
 /// RPCs of one request, each a client's and a server's span.
@@ -32,32 +27,30 @@ const QUIET: Duration = Duration::from_secs(5);
 
 /// Measures it on `ring`, which must allow SASI indexes.
 pub(crate) fn measure(steps: &Steps, ring: &Ring, rpcs: u64) -> Result<()> {
-    let jar = fetch(steps)?;
+    fetch(steps)?;
     let folder = tempfile::tempdir().context("create a folder")?;
-    let mut command = Command::new(find("java"));
-    command.args(["-Xmx512m", "-XX:+UseSerialGC", "-jar"]).arg(&jar);
-    command.env("STORAGE_TYPE", "cassandra3").env("CASSANDRA_CONTACT_POINTS", ring.hosts());
-    command.env("CASSANDRA_LOCAL_DC", "datacenter1").env("STORAGE_THROTTLE_ENABLED", "true");
-    command.env("QUERY_PORT", PORT.to_string()).env("LOGGING_LEVEL_ROOT", "WARN");
-    let mut server = Program::start("zipkin", folder.path(), &mut command)?;
-    server.wait_until(READY_WITHIN, "answers", |_| {
-        steps.interrupt().check().ok()?;
-        request("GET /health", "").ok().filter(|answer| answer.contains("200"))
-    })?;
+    let hosts = ring.hosts();
+    let settings = [
+        ("STORAGE_TYPE", "cassandra3"),
+        ("CASSANDRA_CONTACT_POINTS", hosts.as_str()),
+        ("CASSANDRA_LOCAL_DC", "datacenter1"),
+        ("STORAGE_THROTTLE_ENABLED", "true"),
+    ];
+    let server = Server::start(folder.path(), PORT, &settings, || steps.interrupt().check().is_err())?;
+    steps.interrupt().check()?;
     let cpu = |pid: u32| cpu_s(pid).unwrap_or(0.0);
     let node = ring.pid(1).context("the node runs")? as u32;
-    let before = (cpu(server.pid()), cpu(node));
+    let before = (cpu(server.program.pid()), cpu(node));
     let started = clock::now();
     for post in 0..rpcs / RPCS_PER_POST {
         let due = Duration::from_millis(post * RPCS_PER_POST * 1000 / RPCS_PER_S);
         thread::sleep(due.saturating_sub(started.elapsed()));
-        let answer = request("POST /api/v2/spans", &spans(post * RPCS_PER_POST))?;
-        ensure!(answer.contains("202"), "zipkin answered {}", answer.lines().next().unwrap_or_default());
+        server.post(&spans(post * RPCS_PER_POST))?;
         steps.interrupt().check()?;
     }
     let sent = started.elapsed();
     let stored = stored(ring)?;
-    let after = (cpu(server.pid()), cpu(node));
+    let after = (cpu(server.program.pid()), cpu(node));
     ring.nodetool(1, &["flush", "zipkin2"])?;
     ring.nodetool(1, &["compact", "zipkin2"])?;
     let bytes = super::store::folder_bytes(&ring.node_folder(1).join("data/zipkin2"));
@@ -75,17 +68,18 @@ pub(crate) fn measure(steps: &Steps, ring: &Ring, rpcs: u64) -> Result<()> {
     Ok(())
 }
 
-fn fetch(steps: &Steps) -> Result<PathBuf> {
-    let folder = home()?.with_file_name("zipkin").join(VERSION);
-    let jar = folder.join(format!("zipkin-server-{VERSION}-exec.jar"));
+/// Fetches the server, once.
+pub(crate) fn fetch(steps: &Steps) -> Result<()> {
+    let jar = jar()?;
+    let folder = jar.parent().context("a jar is in a folder")?;
     if !jar.is_file() {
-        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         let mut mvn = Command::new("mvn");
-        mvn.current_dir(&folder).args(["-B", "-q", "dependency:copy", "-DoutputDirectory=."]);
+        mvn.current_dir(folder).args(["-B", "-q", "dependency:copy", "-DoutputDirectory=."]);
         mvn.arg(format!("-Dartifact=io.zipkin:zipkin-server:{VERSION}:jar:exec"));
         steps.run(&format!("Zipkin {VERSION} from Maven Central"), &mut mvn)?;
     }
-    Ok(jar)
+    Ok(())
 }
 
 /// Spans in its table, once their number stands still.
@@ -110,23 +104,6 @@ fn cpu_s(pid: u32) -> Option<f64> {
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
     Some(ticks / 100.0)
-}
-
-fn request(what: &str, body: &str) -> Result<String> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(
-        stream,
-        "{what} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: \
-         {}\r\n\r\n{body}",
-        body.len()
-    )?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    if answer.is_empty() {
-        bail!("no answer to {what}");
-    }
-    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// Two RPCs per trace, as the store's measurement has them: a request and a call from it, both halves of each.
