@@ -121,7 +121,7 @@ counters! {
     words_heard,
     /// Words of other agents forgotten before their RPC was seen.
     words_lost,
-    /// Gauge: how long spans wait for a word on their trace, milliseconds; 0 where all are kept.
+    /// Gauge: how long spans wait for a word on their trace, 0 where all are kept, milliseconds.
     keep_horizon_ms,
     /// Halves that came twice for one RPC.
     halves_doubled,

@@ -19,7 +19,8 @@ pub use self::process::ProcessFigures;
 pub use self::server::{Asked, Bound, bind};
 
 /// Counters of the engine that are gauges.
-const ENGINE_GAUGES: [&str; 4] = ["link_requests", "connections", "open_requests", "held"];
+const ENGINE_GAUGES: [&str; 5] =
+    ["link_requests", "connections", "open_requests", "held", "keep_horizon_seconds"];
 /// Counters of the engine that say with labels, elsewhere, the same.
 const ENGINE_ELSEWHERE: [&str; 1] = ["events_lost"];
 

@@ -130,7 +130,8 @@ fn what_is_no_frame_ends_its_connection_only() {
     for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 0, 0, 1, 0], &[0xff; 100], &[0, 0, 0, 40, 1]] {
         let (mut stream, _) = connect(to, secret());
         stream.write_all(bytes).expect("write");
-        stream.shutdown(std::net::Shutdown::Write).expect("shutdown");
+        // It may have been ended already.
+        let _ = stream.shutdown(std::net::Shutdown::Write);
         check_ended(&mut stream);
     }
     // Sealed, and nonsense all the same.
