@@ -120,11 +120,9 @@ impl Exchange {
         let counters = Arc::new(Shared::default());
         let listener = match options.listen {
             None => None,
-            Some(address) => Some(
-                runtime
-                    .block_on(TcpListener::bind(address))
-                    .with_context(|| format!("listen for other agents on {address}"))?,
-            ),
+            Some(address) => {
+                Some(bind(address).with_context(|| format!("listen for other agents on {address}"))?)
+            }
         };
         let listens = listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let (mut peers, mut tasks) = (Vec::new(), Vec::new());
@@ -140,8 +138,12 @@ impl Exchange {
                 for task in tasks {
                     tokio::spawn(task);
                 }
-                if let Some(listener) = listener {
-                    tokio::spawn(listener::listen(listener, secret, heard, shared));
+                match listener.map(TcpListener::from_std) {
+                    Some(Ok(listener)) => {
+                        tokio::spawn(listener::listen(listener, secret, heard, shared));
+                    }
+                    Some(Err(error)) => log::error!("no agent is heard: {error}"),
+                    None => {}
                 }
                 // Either way it is over.
                 let _ = stopped.await;
@@ -174,6 +176,13 @@ impl Exchange {
     pub const fn listens(&self) -> Option<SocketAddr> {
         self.listens
     }
+}
+
+/// Not tokio's: whoever starts an exchange may itself run in a runtime.
+fn bind(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 impl Drop for Exchange {

@@ -61,6 +61,10 @@ fn a_tenth_of_the_traces_is_stored_whole_and_every_failure() -> Result<()> {
     let (mut n_sampled, mut n_failed) = (0, 0);
     for spans in traces.values() {
         let operation = &spans[0].nearest().expect("an end").operation;
+        // What the benchmark asks first is not for Redis.
+        if !["GET", "SET", "INCR"].contains(&operation.as_str()) {
+            continue;
+        }
         let to = |port| {
             spans
                 .iter()
