@@ -6,6 +6,7 @@
 mod guard;
 mod keep;
 pub(crate) mod kept;
+mod link;
 mod peers;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,6 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use dprof_common::limits::RING_BYTES_DEFAULT;
-use dprof_common::model::EvidenceKind;
 use dprof_common::units::{parse_bytes, parse_duration, parse_signed_duration};
 use dprof_store::{DEFAULT_STORE, Retention, StoreUrl};
 
@@ -22,12 +22,13 @@ use self::guard::GuardArgs;
 use self::keep::KeepArgs;
 use self::kept::KeptArgs;
 pub use self::kept::RecordOptions;
+use self::link::link_options;
 use self::peers::PeerArgs;
 pub use self::peers::Peers;
 use crate::config::{self, Config};
 use crate::deliver::SpoolOptions;
 use crate::keep::KeepOptions;
-use crate::link::{EvidenceSet, LinkOptions};
+use crate::link::LinkOptions;
 use crate::protocol::capture::Capture;
 use crate::source::hooks::{Backend, Events};
 use crate::source::options::{KernelOptions, PAYLOAD_LIMIT_DEFAULT};
@@ -386,22 +387,6 @@ fn options(args: RunArgs, config: Config, warnings: Vec<String>) -> Result<Optio
         verbose: args.verbose,
         warnings,
     })
-}
-
-fn link_options(evidence: &[String], min_confidence: Option<f32>) -> Result<LinkOptions, String> {
-    let mut options = LinkOptions::default();
-    if !evidence.is_empty() {
-        let kinds: Vec<EvidenceKind> =
-            evidence.iter().map(|name| option("--evidence", name.parse())).collect::<Result<_, _>>()?;
-        options.evidence = EvidenceSet::of(&kinds);
-    }
-    if let Some(min) = min_confidence {
-        if !(0.0..=1.0).contains(&min) {
-            return Err("--min-confidence: give a number from 0 to 1".to_owned());
-        }
-        options.min_confidence = min;
-    }
-    Ok(options)
 }
 
 fn kernel_options(

@@ -63,7 +63,7 @@ impl Pooled {
     fn ask(&mut self, protocol: Protocol, request: &[u8]) -> Result<Vec<u8>> {
         self.stream.write_all(request)?;
         let mut input = Vec::new();
-        let mut buffer = [0; 65536];
+        let mut buffer = vec![0; 65536];
         while protocol.reply(&input)?.is_none() {
             let count = read(&mut self.stream, &mut buffer)?;
             ensure!(count > 0, "it closed before it answered");

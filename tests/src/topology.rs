@@ -465,7 +465,6 @@ fn node_folder(folder: &Path, ring: &Ring, me: usize) -> PathBuf {
 }
 
 /// A service of ours on a free port.
-#[expect(clippy::needless_pass_by_value, reason = "made at every call")]
 fn service(folder: &Path, name: &str, config: ServiceConfig) -> Result<(Program, u16)> {
     let port = free_port()?;
     let address: SocketAddr = ([127, 0, 0, 1], port).into();

@@ -16,6 +16,7 @@ use dprof_common::model::{EvidenceKind, Link, SpanId};
 
 use super::confidence::{Calibration, LinkOptions};
 use super::content::{self, RelayedContent};
+pub use super::decided::{Decided, LinkCounters, Verdict};
 use super::explicit::ExplicitId;
 use super::order::{self, InOrder, Order};
 use super::relay::{self, StreamRelay};
@@ -28,46 +29,6 @@ use crate::stream::Chunk;
 const JOINED_NS: u64 = LATE_NS;
 /// And so may, for this long, what comes with the first sign of a connection that is older.
 const FIRST_SIGN_NS: u64 = 10_000_000;
-
-/// When the cause of a call is known.
-#[derive(Debug, PartialEq)]
-pub enum Verdict {
-    /// Now.
-    Now(Decided),
-    /// It comes with [`Linker::take_decided`].
-    Later,
-}
-
-/// The cause of a call.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Decided {
-    /// The call.
-    pub call: SpanId,
-    /// Its cause; `None` = unknown.
-    pub link: Option<Link>,
-    /// Further ones.
-    pub further: Vec<Link>,
-}
-
-impl Decided {
-    /// Nobody.
-    pub const fn none(call: SpanId) -> Self {
-        Self { call, link: None, further: Vec::new() }
-    }
-}
-
-/// What was decided.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LinkCounters {
-    /// Links that nothing else explains.
-    pub certain: u64,
-    /// Links dropped because the reply that left is not the one that came.
-    pub vetoed: u64,
-    /// Links not made because they were less sure than was asked for.
-    pub below_min: u64,
-    /// Verdicts given without the replies, because time was up.
-    pub overdue: u64,
-}
 
 /// Decides on causes.
 pub struct Linker {

@@ -27,12 +27,15 @@
 
 pub(crate) mod confidence;
 pub(crate) mod content;
+mod decided;
 pub(crate) mod explicit;
 pub mod linker;
 pub(crate) mod order;
+mod process;
 pub(crate) mod relay;
 mod replies;
 mod routes;
+mod slab;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;

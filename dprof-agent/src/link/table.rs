@@ -10,6 +10,9 @@ use std::collections::VecDeque;
 use dprof_common::model::{EvidenceKind, SpanId};
 use rustc_hash::FxHashMap;
 
+pub(crate) use super::process::Process;
+pub(crate) use super::slab::Ref;
+use super::slab::Slab;
 use super::{Certainty, Observation};
 
 /// How long an answered request may still cause calls, and makes a later one with the same content doubtful.
@@ -24,84 +27,6 @@ const SHARED_MAX: usize = 128 * 1024;
 const SIBLINGS_MAX: usize = 64;
 /// Processes with state of their own.
 const PROCESSES_MAX: usize = 64 * 1024;
-/// Links that the check of replies must have passed before a process counts as one that passes replies on unchanged:
-/// then nine in ten must pass.
-const RELAYS_MIN: u32 = 16;
-
-/// A place in a slab that says when its tenant has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Ref {
-    idx: u32,
-    generation: u32,
-}
-
-impl Ref {
-    /// A place that nobody ever has.
-    pub(crate) const NOBODY: Self = Self { idx: u32::MAX, generation: 0 };
-
-    /// A place in no slab, for tests.
-    #[cfg(test)]
-    pub(crate) const fn numbered(idx: u32) -> Self {
-        Self { idx, generation: 0 }
-    }
-
-    /// Its number in the slab.
-    #[cfg(test)]
-    pub(crate) const fn number(self) -> u32 {
-        self.idx
-    }
-}
-
-/// Entries by [`Ref`], places used again.
-#[derive(Debug)]
-struct Slab<T> {
-    entries: Vec<(u32, Option<T>)>,
-    free: Vec<u32>,
-}
-
-impl<T> Default for Slab<T> {
-    fn default() -> Self {
-        Self { entries: Vec::new(), free: Vec::new() }
-    }
-}
-
-impl<T> Slab<T> {
-    fn insert(&mut self, value: T) -> Ref {
-        let idx = self.free.pop().unwrap_or_else(|| {
-            self.entries.push((0, None));
-            self.entries.len() as u32 - 1
-        });
-        let (generation, place) = &mut self.entries[idx as usize];
-        *generation = generation.wrapping_add(1);
-        *place = Some(value);
-        Ref { idx, generation: *generation }
-    }
-
-    fn get(&self, at: Ref) -> Option<&T> {
-        let (generation, value) = self.entries.get(at.idx as usize)?;
-        value.as_ref().filter(|_| *generation == at.generation)
-    }
-
-    fn get_mut(&mut self, at: Ref) -> Option<&mut T> {
-        let (generation, value) = self.entries.get_mut(at.idx as usize)?;
-        value.as_mut().filter(|_| *generation == at.generation)
-    }
-
-    fn remove(&mut self, at: Ref) -> Option<T> {
-        let (generation, value) = self.entries.get_mut(at.idx as usize)?;
-        if *generation != at.generation {
-            return None;
-        }
-        let value = value.take()?;
-        self.free.push(at.idx);
-        Some(value)
-    }
-
-    fn len(&self) -> usize {
-        self.entries.len() - self.free.len()
-    }
-}
-
 /// How far a message's answer has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
@@ -197,129 +122,6 @@ pub(crate) struct Call {
     pub(crate) outlives: bool,
     next_sibling: Option<Ref>,
     previous_sibling: Option<Ref>,
-}
-
-/// What is known of a process as a whole.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Process {
-    /// Open requests.
-    pub(crate) n_open: u32,
-    /// Open requests whose content is not known: nothing is unique beside them.
-    pub(crate) n_unhashed: u32,
-    losses: u32,
-    doubted_until_ns: u64,
-    replies_passed: u32,
-    replies_failed: u32,
-    /// Requests served, and calls of the same protocol made, both halved now and then.
-    n_requests: u32,
-    n_calls: u32,
-    /// Calls whose content some request had.
-    n_known: u32,
-    /// It has made a call, ever.
-    has_called: bool,
-    operations: Operations,
-}
-
-/// Requests and calls of the first operations that a process was seen to have to do with.
-#[derive(Clone, Copy, Debug, Default)]
-struct Operations {
-    counts: [(u64, u32, u32); OPERATIONS_MAX],
-}
-
-/// More operations than these are not compared.
-const OPERATIONS_MAX: usize = 4;
-
-impl Operations {
-    fn of(&mut self, operation: u64) -> Option<&mut (u64, u32, u32)> {
-        self.counts.iter_mut().find(|(of, n, m)| *of == operation || *n + *m == 0)
-    }
-
-    fn read(&mut self, operation: u64) {
-        if let Some(count) = self.of(operation) {
-            *count = (operation, count.1 + 1, count.2);
-        }
-    }
-
-    fn called(&mut self, operation: u64) {
-        if let Some(count) = self.of(operation) {
-            *count = (operation, count.1, count.2 + 1);
-            if count.2 >= COUNTED_MAX {
-                *count = (operation, count.1 / 2, count.2 / 2);
-            }
-        }
-    }
-}
-
-/// Requests after which a process that made no call is taken for one that makes none.
-const LEAF_MIN: u32 = 256;
-
-/// Counts are halved here, so that they follow a process that changes.
-const COUNTED_MAX: u32 = 4096;
-
-impl Process {
-    /// Counts a reply checked on a link whose cause is beyond doubt.
-    pub(crate) fn note_reply(&mut self, passed: bool) {
-        if passed {
-            self.replies_passed += 1;
-        } else {
-            self.replies_failed += 1;
-        }
-        if self.replies_passed + self.replies_failed >= COUNTED_MAX {
-            self.replies_passed /= 2;
-            self.replies_failed /= 2;
-        }
-    }
-
-    /// Whether it has shown that it passes replies on unchanged.
-    pub(crate) const fn relays_replies(&self) -> bool {
-        self.replies_passed >= RELAYS_MIN && self.replies_passed / 9 >= self.replies_failed
-    }
-
-    /// Whether it serves and calls nobody: then its answered requests cause nothing late, and are not kept.
-    pub(crate) const fn is_leaf(&self) -> bool {
-        !self.has_called && self.n_requests >= LEAF_MIN
-    }
-
-    /// Counts a request.
-    fn note_request(&mut self) {
-        self.n_requests += 1;
-        if self.n_requests >= COUNTED_MAX {
-            self.n_requests /= 2;
-            self.n_calls /= 2;
-            self.n_known /= 2;
-        }
-    }
-
-    /// Whether it makes about one call per request, and the bytes of its calls are not those of its requests: a relay
-    /// whose content cannot be seen.
-    pub(crate) fn is_blind_relay(&self) -> bool {
-        self.is_plain() && self.hides_content()
-    }
-
-    /// Whether what its calls say is not what its requests say.
-    pub(crate) fn hides_content(&self) -> bool {
-        u64::from(self.n_known) * 10 <= u64::from(self.n_calls)
-    }
-
-    /// Whether it makes about one call per request.
-    pub(crate) fn is_plain(&self) -> bool {
-        let (requests, calls) = (u64::from(self.n_requests), u64::from(self.n_calls));
-        // Calls lag behind by those in flight.
-        calls >= 8 && calls * 10 <= requests * 11 && (calls + u64::from(self.n_open)) * 10 >= requests * 9
-    }
-
-    /// Whether it makes as many calls of each operation as it has requests of it.
-    pub(crate) fn relays_operations(&self) -> bool {
-        self.operations
-            .counts
-            .iter()
-            .all(|(_, read, called)| (called + self.n_open) * 10 >= read * 9 && called * 10 <= read * 11 + 10)
-    }
-
-    /// Whether a request usually causes several calls.
-    pub(crate) const fn fans_out(&self) -> bool {
-        self.n_calls >= 8 && self.n_calls / 3 * 2 >= self.n_requests
-    }
 }
 
 /// Requests with one key.

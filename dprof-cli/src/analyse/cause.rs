@@ -463,9 +463,9 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(after: Vec<Request>, kind: &str, in_text: &str) -> Cause {
+    fn check(after: &[Request], kind: &str, in_text: &str) -> Cause {
         let before = several(1, |n| request(n, "db-1", 1, 500, &format!("get k{n}")));
-        let found = causes(&after, &before, &[], false);
+        let found = causes(after, &before, &[], false);
         let first = found.first().expect("a cause").clone();
         assert_eq!(first.kind, kind, "{found:#?}");
         assert!(first.text.contains(in_text), "{}", first.text);
@@ -475,14 +475,14 @@ mod tests {
     #[test]
     fn a_slow_process_is_named_with_its_host() {
         let after = several(100, |n| request(n, "db-1", 1, 9_000, &format!("get k{n}")));
-        let cause = check(after, "service", "service of");
+        let cause = check(&after, "service", "service of");
         assert_eq!((cause.service.as_str(), cause.host.as_str()), ("redis", "db-1"));
     }
 
     #[test]
     fn extra_calls_are_told_before_the_time_that_they_take() {
         let after = several(100, |n| request(n, "db-1", 20, 500, &format!("get k{n}")));
-        let cause = check(after, "more calls", "20.0 per request, was 1.0");
+        let cause = check(&after, "more calls", "20.0 per request, was 1.0");
         assert_eq!((cause.service.as_str(), cause.now, cause.was), ("redis", 20.0, 1.0));
     }
 
@@ -496,7 +496,7 @@ mod tests {
             }
         });
         assert_eq!(
-            check(after, "hot key", "75% of the calls of redis GET are get hot, was 0%").value,
+            check(&after, "hot key", "75% of the calls of redis GET are get hot, was 0%").value,
             "get hot"
         );
     }
@@ -513,7 +513,7 @@ mod tests {
             }
             request
         });
-        assert_eq!(check(after, "new process", "process 77 is new").value, "77");
+        assert_eq!(check(&after, "new process", "process 77 is new").value, "77");
     }
 
     #[test]
@@ -548,11 +548,11 @@ mod tests {
                 request
             })
         };
-        let cause = check(after("db-1", 0), "network", "network between db-1 and lb");
+        let cause = check(&after("db-1", 0), "network", "network between db-1 and lb");
         assert_eq!((cause.host.as_str(), cause.other_host.as_str()), ("db-1", "lb"));
-        let cause = check(after("db-2", 0), "network", "network between lb and others");
+        let cause = check(&after("db-2", 0), "network", "network between lb and others");
         assert_eq!((cause.host.as_str(), cause.other_host.as_str()), ("lb", ""));
-        check(after("db-1", 1), "retransmissions", "sent again");
+        check(&after("db-1", 1), "retransmissions", "sent again");
     }
 
     #[test]

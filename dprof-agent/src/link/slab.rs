@@ -1,0 +1,75 @@
+//! Places that are used again, and references that notice it.
+
+/// A place in a slab that says when its tenant has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Ref {
+    idx: u32,
+    generation: u32,
+}
+
+impl Ref {
+    /// A place that nobody ever has.
+    pub(crate) const NOBODY: Self = Self { idx: u32::MAX, generation: 0 };
+
+    /// A place in no slab, for tests.
+    #[cfg(test)]
+    pub(crate) const fn numbered(idx: u32) -> Self {
+        Self { idx, generation: 0 }
+    }
+
+    /// Its number in the slab.
+    #[cfg(test)]
+    pub(crate) const fn number(self) -> u32 {
+        self.idx
+    }
+}
+
+/// Entries by [`Ref`], places used again.
+#[derive(Debug)]
+pub(super) struct Slab<T> {
+    entries: Vec<(u32, Option<T>)>,
+    free: Vec<u32>,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Slab<T> {
+    pub(super) fn insert(&mut self, value: T) -> Ref {
+        let idx = self.free.pop().unwrap_or_else(|| {
+            self.entries.push((0, None));
+            self.entries.len() as u32 - 1
+        });
+        let (generation, place) = &mut self.entries[idx as usize];
+        *generation = generation.wrapping_add(1);
+        *place = Some(value);
+        Ref { idx, generation: *generation }
+    }
+
+    pub(super) fn get(&self, at: Ref) -> Option<&T> {
+        let (generation, value) = self.entries.get(at.idx as usize)?;
+        value.as_ref().filter(|_| *generation == at.generation)
+    }
+
+    pub(super) fn get_mut(&mut self, at: Ref) -> Option<&mut T> {
+        let (generation, value) = self.entries.get_mut(at.idx as usize)?;
+        value.as_mut().filter(|_| *generation == at.generation)
+    }
+
+    pub(super) fn remove(&mut self, at: Ref) -> Option<T> {
+        let (generation, value) = self.entries.get_mut(at.idx as usize)?;
+        if *generation != at.generation {
+            return None;
+        }
+        let value = value.take()?;
+        self.free.push(at.idx);
+        Some(value)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+}
