@@ -234,7 +234,7 @@ pub fn parse(text: &str) -> Result<(Config, Vec<String>), String> {
 }
 
 fn one_line(error: &toml::de::Error, text: &str) -> String {
-    let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+    let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
     let place = if line > 0 { format!("line {line}: ") } else { String::new() };
     format!("{place}{}", error.message().replace('\n', " "))
 }

@@ -184,7 +184,7 @@ fn read_file(path: &Path) -> Result<File, StoreError> {
     }
     let text = fs::read_to_string(path).map_err(cannot_read)?;
     toml::from_str(&text).map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         StoreError::Credentials(format!(
             "{shown}, line {line}: not understood; it holds user, password and, under [tls], ca, certificate, key \
              and verify_host"
