@@ -411,6 +411,9 @@ pub(super) fn observation<'a>(socket: &Socket, span_id: SpanId, timed: &'a Timed
 
 /// What a request asks for as a number, the last bit of which says whether it is to be handed on.
 fn operation_number(message: &Message) -> u64 {
+    if message.operation.is_empty() {
+        return 0;
+    }
     let is_forwarded = message.attributes.iter().any(|(name, _)| name == FORWARD_ATTRIBUTE);
     FxBuildHasher.hash_one(&*message.operation) & !1 | u64::from(is_forwarded)
 }

@@ -162,18 +162,13 @@ impl Linker {
         self.evidence.iter_mut().fold(false, |later, kind| later | kind.tells_later(table, at, seen))
     }
 
-    /// Calls whose cause was put right: verdicts that waited for it are given.
+    /// Gives the verdicts that waited for a cause to be put right.
     fn take_settled(&mut self) {
-        let mut settled = std::mem::take(&mut self.calls);
-        for evidence in &mut self.evidence {
-            evidence.take_settled(&mut settled);
-        }
-        for at in settled.drain(..) {
+        while let Some(at) = self.table.settled.pop() {
             if self.table.call(at).is_some_and(|call| call.reply != Reply::Awaited) {
                 self.ended(at);
             }
         }
-        self.calls = settled;
     }
 
     fn later(&mut self, at: Ref, kind: EvidenceKind, now_ns: u64) -> Verdict {

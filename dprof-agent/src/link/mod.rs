@@ -130,11 +130,6 @@ pub(crate) trait Evidence: Send {
         false
     }
 
-    /// Moves calls whose cause was put right to `settled`.
-    fn take_settled(&mut self, settled: &mut Vec<Ref>) {
-        let _ = settled;
-    }
-
     /// The response of a call was read back by the process that made it.
     fn reply_read(&mut self, table: &mut Table, call: Ref, seen: &Observation<'_>) {
         let _ = (table, call, seen);

@@ -20,6 +20,7 @@ use std::hash::BuildHasher as _;
 use dprof_common::model::{EvidenceKind, SpanId};
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
+use super::process::Process;
 use super::replies::{Blind, Rules, settle};
 use super::routes::{Given, Routes, is_alike};
 use super::table::{KeyKind, Ref, Request, Table, Ties, key};
@@ -56,7 +57,6 @@ const EARLY_MAX: usize = 64;
 pub(crate) struct Order {
     blind: FxHashMap<u32, Blind>,
     routes: FxHashMap<u32, Routes>,
-    settled: Vec<Ref>,
     n_replies: u64,
     /// Kept between calls to save allocations.
     given: Vec<Given>,
@@ -66,14 +66,16 @@ impl Order {
     /// Something is read: calls of the turns before may be given to their requests.
     fn begin_turn(&mut self, table: &mut Table, tgid: u32) {
         let Some(routes) = self.routes.get_mut(&tgid) else { return };
-        let mut given = std::mem::take(&mut self.given);
-        routes.begin(&mut given);
-        for (call_at, request_at) in given.drain(..) {
+        routes.begin(&mut self.given);
+        self.give_all(table);
+    }
+
+    fn give_all(&mut self, table: &mut Table) {
+        for (call_at, request_at) in self.given.drain(..) {
             if give(table, call_at, request_at) {
-                self.settled.push(call_at);
+                table.settled.push(call_at);
             }
         }
-        self.given = given;
     }
 }
 
@@ -162,7 +164,7 @@ fn next(
 }
 
 /// Calls made before their process was known to be a relay, in order: each is of the first request without one.
-fn catch_up(early: &mut Vec<Ref>, routes: &Routes, table: &mut Table, settled: &mut Vec<Ref>) {
+fn catch_up(early: &mut Vec<Ref>, routes: &Routes, table: &mut Table) {
     for at in early.drain(..) {
         let Some(call) = table.call(at).filter(|call| !call.is_final && call.parent.is_none()) else {
             continue;
@@ -175,7 +177,7 @@ fn catch_up(early: &mut Vec<Ref>, routes: &Routes, table: &mut Table, settled: &
         });
         if let Some(read) = first {
             table.link(at, Some(read.at));
-            settled.push(at);
+            table.settled.push(at);
         }
     }
 }
@@ -186,19 +188,21 @@ impl Evidence for Order {
     }
 
     fn request_read(&mut self, table: &mut Table, request: Ref, seen: &Observation<'_>) {
-        self.begin_turn(table, seen.tgid);
+        let shown = table.shown(seen.tgid);
+        if shown.is_some_and(Process::is_leaf) {
+            return;
+        }
+        let is_blind_relay = shown.is_some_and(Process::is_blind_relay);
         if self.routes.len() >= PROCESSES_MAX && !self.routes.contains_key(&seen.tgid) {
             self.routes.clear();
         }
-        let process = table.process(seen.tgid);
-        if process.is_leaf() {
-            return;
-        }
         let order = table.request(request).map_or(0, |request| request.order);
         let routes = self.routes.entry(seen.tgid).or_default();
+        routes.begin(&mut self.given);
         routes
             .read(seen.tid, (class(seen), seen.operation), order, request, |at| table.request(at).is_none());
-        if !process.is_blind_relay() {
+        self.give_all(table);
+        if !is_blind_relay {
             return;
         }
         let ties = &mut self.blind.entry(seen.tgid).or_default().ties;
@@ -239,7 +243,7 @@ impl Evidence for Order {
             return None;
         }
         if let Some(routes) = self.routes.get(&seen.tgid).filter(|_| !blind.early.is_empty()) {
-            catch_up(&mut blind.early, routes, table, &mut self.settled);
+            catch_up(&mut blind.early, routes, table);
             let open = routes.requests().iter().filter(|read| {
                 table.request(read.at).is_some_and(|request| request.is_open() && request.n_calls == 0)
             });
@@ -252,8 +256,9 @@ impl Evidence for Order {
     fn tells_later(&mut self, table: &mut Table, call_at: Ref, seen: &Observation<'_>) -> bool {
         let Some(routes) = self.routes.get_mut(&seen.tgid) else { return false };
         routes.called(seen.peer, seen.operation, call_at);
-        let process = table.process(seen.tgid);
-        let by_route = !process.is_plain() && (routes.may_tell(seen.peer, seen.operation));
+        let Some(process) = table.shown(seen.tgid) else { return false };
+        let (is_blind_relay, hides_content) = (process.is_blind_relay(), process.hides_content());
+        let by_route = !process.is_plain() && routes.may_tell(seen.peer, seen.operation);
         let Some(call) = table.call_mut(call_at) else { return false };
         call.is_provisional = by_route;
         if call.parent.is_some() {
@@ -263,12 +268,10 @@ impl Evidence for Order {
             let key = seen.content.map(|hash| key(KeyKind::Content, seen.tgid, hash));
             key.and_then(|key| table.shared(key)).is_some_and(|shared| shared.n > 1)
         };
-        let is_early = self.blind.get(&seen.tgid).is_some_and(|blind| blind.early.last() == Some(&call_at));
-        process.is_blind_relay() || is_early || by_route && (process.hides_content() || is_tied())
-    }
-
-    fn take_settled(&mut self, settled: &mut Vec<Ref>) {
-        settled.append(&mut self.settled);
+        // Only of such a process calls wait to be caught up with.
+        let is_early = hides_content
+            && self.blind.get(&seen.tgid).is_some_and(|blind| blind.early.last() == Some(&call_at));
+        is_blind_relay || is_early || by_route && (hides_content || is_tied())
     }
 
     fn reply_read(&mut self, table: &mut Table, call_at: Ref, seen: &Observation<'_>) {
@@ -302,13 +305,15 @@ impl Evidence for Order {
     fn request_done(&mut self, table: &mut Table, request_at: Ref, seen: Option<&Observation<'_>>) {
         let Some(request) = table.request(request_at) else { return };
         let (tgid, content) = (request.tgid, request.content);
+        if table.shown(tgid).is_some_and(Process::is_leaf) {
+            return;
+        }
         if seen.is_some()
             && let Some(routes) = self.routes.get_mut(&tgid)
         {
             routes.wrote();
         }
         let tied = content.map(|hash| key(KeyKind::Content, tgid, hash));
-        let process = table.process(tgid);
         if let Some(tied) = tied
             && let Some(mut ties) = table.shared_mut(tied).and_then(|shared| shared.ties.take())
         {
@@ -317,8 +322,9 @@ impl Evidence for Order {
             if let Some(shared) = table.shared_mut(tied) {
                 shared.ties = Some(ties);
             }
-        } else if process.is_blind_relay()
-            && let Some(blind) = self.blind.get_mut(&tgid)
+        } else if let Some(blind) = self.blind.get_mut(&tgid)
+            && let process = table.process(tgid)
+            && process.is_blind_relay()
         {
             let turn = self.routes.get(&tgid).map_or(0, Routes::turn);
             blind.answered(table, request_at, turn, process.relays_operations());

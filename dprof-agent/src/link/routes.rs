@@ -186,7 +186,12 @@ impl Routes {
         if self.is_unfit {
             return;
         }
-        self.sum();
+        // Before the first call there is nothing to explain.
+        if self.legs.is_empty() {
+            self.n_now = [0; CLASSES_MAX];
+        } else {
+            self.sum();
+        }
         if std::mem::take(&mut self.has_called) {
             self.n_turns = self.n_turns.saturating_add(1);
             if self.n_turns.is_multiple_of(TURNS_MIN) {
@@ -219,19 +224,19 @@ impl Routes {
     }
 
     fn sum(&mut self) {
-        let now = std::mem::take(&mut self.n_now);
-        let n_classes = self.classes.len();
-        for (idx, n) in now.iter().enumerate().take(n_classes).filter(|(_, n)| **n > 0) {
-            for (other, m) in now.iter().enumerate().take(n_classes) {
-                self.gram[idx][other] += f64::from(*n) * f64::from(*m);
+        let now = &mut self.n_now[..self.classes.len()];
+        for (row, n) in self.gram.iter_mut().zip(&*now).filter(|(_, n)| **n > 0) {
+            for (sum, m) in row.iter_mut().zip(&*now) {
+                *sum += f64::from(*n) * f64::from(*m);
             }
         }
         for leg in self.legs.iter_mut().filter(|leg| leg.n_now > 0) {
-            for (sum, n) in leg.sums.iter_mut().zip(now) {
-                *sum += f64::from(leg.n_now) * f64::from(n);
+            for (sum, n) in leg.sums.iter_mut().zip(&*now) {
+                *sum += f64::from(leg.n_now) * f64::from(*n);
             }
             leg.n_now = 0;
         }
+        now.fill(0);
         self.n_summed += 1;
         if self.n_summed >= TURNS_MAX {
             self.n_summed /= 2;
@@ -255,6 +260,11 @@ impl Routes {
 
     /// Which of `classes` cause the calls of a leg, if that explains them.
     fn causes(&self, leg: &Leg, classes: &[usize]) -> Option<u8> {
+        // The usual case, and its solution.
+        if let [class] = *classes {
+            let share = leg.sums[class] / (self.gram[class][class] + RIDGE);
+            return ((share - 1.0).abs() <= NEAR).then_some(1 << class);
+        }
         let mut gram = [[0.0; CLASSES_MAX]; CLASSES_MAX];
         for (row, class) in gram.iter_mut().zip(classes) {
             for (sum, other) in row.iter_mut().zip(classes) {
@@ -281,17 +291,16 @@ impl Leg {
         let causes = self.causes.unwrap_or(0);
         while let Some((turn, _)) = self.calls.front().copied() {
             let n_calls = self.calls.iter().take_while(|(of, _)| *of == turn).count();
-            let of_turn = || {
-                let from = requests.partition_point(|read| read.turn < turn);
-                let range = requests.range(from..).take_while(move |read| read.turn == turn);
-                range.filter(|read| causes & 1 << read.class != 0)
-            };
-            let from = if of_turn().count() == n_calls {
-                of_turn().next().map_or(0, |read| read.order)
+            // It is nearly always the last turn.
+            let n_since = requests.iter().rev().take_while(|read| read.turn >= turn).count();
+            let from_turn = requests.len() - n_since;
+            let of_turn = requests.range(from_turn..).take_while(|read| read.turn == turn);
+            let n_of_turn = of_turn.filter(|read| causes & 1 << read.class != 0).count();
+            let first = if n_of_turn == n_calls {
+                from_turn
             } else {
-                self.cursor + 1
+                requests.partition_point(|read| read.order <= self.cursor)
             };
-            let first = requests.partition_point(|read| read.order < from);
             let next = requests.range(first..).take_while(|read| read.turn <= turn);
             let mut next = next.filter(|read| causes & 1 << read.class != 0);
             for (_, call) in self.calls.drain(..n_calls) {

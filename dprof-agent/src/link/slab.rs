@@ -38,6 +38,7 @@ impl<T> Default for Slab<T> {
 }
 
 impl<T> Slab<T> {
+    #[inline]
     pub(super) fn insert(&mut self, value: T) -> Ref {
         let idx = self.free.pop().unwrap_or_else(|| {
             self.entries.push((0, None));
@@ -49,16 +50,19 @@ impl<T> Slab<T> {
         Ref { idx, generation: *generation }
     }
 
+    #[inline]
     pub(super) fn get(&self, at: Ref) -> Option<&T> {
         let (generation, value) = self.entries.get(at.idx as usize)?;
         value.as_ref().filter(|_| *generation == at.generation)
     }
 
+    #[inline]
     pub(super) fn get_mut(&mut self, at: Ref) -> Option<&mut T> {
         let (generation, value) = self.entries.get_mut(at.idx as usize)?;
         value.as_mut().filter(|_| *generation == at.generation)
     }
 
+    #[inline]
     pub(super) fn remove(&mut self, at: Ref) -> Option<T> {
         let (generation, value) = self.entries.get_mut(at.idx as usize)?;
         if *generation != at.generation {

@@ -191,6 +191,8 @@ pub(crate) struct Table {
     next_number: u64,
     /// Losses that may concern any process.
     losses: u32,
+    /// Calls whose cause was put right: verdicts that waited for it can be given.
+    pub(crate) settled: Vec<Ref>,
 }
 
 impl Table {
@@ -307,8 +309,14 @@ impl Table {
     }
 
     /// A process.
+    #[inline]
     pub(crate) fn process(&self, tgid: u32) -> Process {
         self.processes.get(&tgid).copied().unwrap_or_default()
+    }
+
+    /// What a process has shown; `None` of one that has done nothing yet.
+    pub(crate) fn shown(&self, tgid: u32) -> Option<&Process> {
+        self.processes.get(&tgid)
     }
 
     /// A process.
