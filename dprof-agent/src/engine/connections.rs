@@ -373,5 +373,6 @@ impl Engine {
             self.keep_long_open(out);
         }
         self.rollups.take_due(now_ns, &mut out.rollups);
+        self.edges.take_due(now_ns, &mut out.edges);
     }
 }

@@ -10,13 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI16, Ordering};
 
-use dprof_common::model::{RunId, Span, TraceId};
+use dprof_common::model::{Edge, RunId, Span, TraceId};
 use prost::Message;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::duration::{DurationRow, Longest};
 use super::rollup::{self, Hours};
-use super::tables::{DAY_S, INDEX_BUCKET_S, bucket};
+use super::tables::{DAY_S, INDEX_BUCKET_S, ROLLUP_BUCKET_S, bucket};
+use crate::edge_rows;
 use crate::rows::pack_body;
 use crate::schema::Bits;
 use crate::words::Words;
@@ -125,6 +126,18 @@ pub(super) struct HourRow {
     pub(super) timestamp_us: i64,
 }
 
+/// One row of `dependencies`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct EdgesRow {
+    /// The hour that they are of.
+    #[prost(int32, tag = "1")]
+    pub(super) bucket: i32,
+    #[prost(int64, tag = "2")]
+    pub(super) seq: i64,
+    #[prost(bytes = "vec", tag = "3")]
+    pub(super) edges: Vec<u8>,
+}
+
 /// The row of `agents`: with the first batch, so that a run that never reached the store itself is known too.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct AgentRow {
@@ -182,13 +195,17 @@ pub(crate) struct Rows {
     pub(super) minutes: Vec<MinutesRow>,
     #[prost(message, repeated, tag = "9")]
     pub(super) hours: Vec<HourRow>,
+    #[prost(message, repeated, tag = "12")]
+    pub(super) edges: Vec<EdgesRow>,
 }
 
 impl Rows {
     /// Rows in all tables.
     pub(crate) fn n_rows(&self) -> u64 {
-        let Self { traces, index, durations, names, buckets, minutes, hours, rollup_hours, agent, .. } = self;
-        let small = names.len() + 2 * buckets.len() + minutes.len() + hours.len() + 2 * rollup_hours.len();
+        let Self { run_id: _, shard: _, traces, index, durations, names, buckets, .. } = self;
+        let Self { minutes, hours, rollup_hours, edges, agent, .. } = self;
+        let counts = minutes.len() + hours.len() + 2 * rollup_hours.len() + edges.len();
+        let small = names.len() + 2 * buckets.len() + counts;
         (traces.len() + index.len() + durations.len() + small + usize::from(agent.is_some())) as u64
     }
 
@@ -200,6 +217,7 @@ impl Rows {
             minutes: self.minutes,
             hours: self.hours,
             rollup_hours: self.rollup_hours,
+            edges: self.edges,
             agent: self.agent,
             ..Self::default()
         };
@@ -207,6 +225,7 @@ impl Rows {
             minutes: Vec::new(),
             hours: Vec::new(),
             rollup_hours: Vec::new(),
+            edges: Vec::new(),
             agent: None,
             run_id: self.run_id,
             shard: self.shard,
@@ -216,7 +235,10 @@ impl Rows {
             names: self.names,
             buckets: self.buckets,
         };
-        let has_counts = !counts.minutes.is_empty() || !counts.hours.is_empty() || counts.agent.is_some();
+        let has_counts = !counts.minutes.is_empty()
+            || !counts.hours.is_empty()
+            || !counts.edges.is_empty()
+            || counts.agent.is_some();
         let has_spans = !spans.traces.is_empty();
         (has_counts.then_some(counts), has_spans.then_some(spans))
     }
@@ -340,11 +362,11 @@ impl Packer {
         self.pack_index(batch, &mut rows);
         rows.durations = self.longest.take_rows(batch);
         rollup::pack_minutes(batch, &mut rows.minutes);
-        for row in &rows.minutes {
-            if is_new(&mut self.known_hours, &row.bucket, self.now_ns)
-                && !rows.rollup_hours.contains(&row.bucket)
-            {
-                rows.rollup_hours.push(row.bucket);
+        pack_edges(batch, &mut rows.edges);
+        let hours = rows.minutes.iter().map(|row| row.bucket).chain(rows.edges.iter().map(|row| row.bucket));
+        for hour in hours {
+            if is_new(&mut self.known_hours, &hour, self.now_ns) && !rows.rollup_hours.contains(&hour) {
+                rows.rollup_hours.push(hour);
             }
         }
         self.hours.add(batch, self.now_ns, &mut rows.hours);
@@ -439,6 +461,20 @@ impl Packer {
                 names.into_iter().filter(|name| is_new(&mut self.known, name, self.now_ns)).collect();
             new.sort();
             rows.names.extend(new);
+        }
+    }
+}
+
+/// The rows of a batch's edges, one or more per hour.
+fn pack_edges(batch: &Batch, rows: &mut Vec<EdgesRow>) {
+    let hour = |edge: &Edge| bucket(edge.key.minute_unix_s.saturating_mul(1_000_000_000), ROLLUP_BUCKET_S);
+    let mut hours: BTreeMap<i32, Vec<Edge>> = BTreeMap::new();
+    for edge in &batch.edges {
+        hours.entry(hour(edge)).or_default().push(edge.clone());
+    }
+    for (bucket, edges) in hours {
+        for (piece, (_, _, blob)) in edge_rows::pack(&edges).into_iter().enumerate() {
+            rows.push(EdgesRow { bucket, seq: seq_of(batch.seq, piece as u32), edges: blob });
         }
     }
 }

@@ -19,9 +19,10 @@ use super::tables::{
     bucket_start_ns,
 };
 use super::unpack::{self, Entry};
+use crate::edge_rows::{Sums, minutes_of};
 use crate::rollup_rows;
 use crate::rows::RowError;
-use crate::{Answer, Hosts, Reader, RollupQuery, RunInfo, SpanQuery, StoreError};
+use crate::{Answer, Hosts, Reader, RollupQuery, RunEdge, RunInfo, SpanQuery, StoreError};
 
 /// Partitions that are read at once.
 pub(super) const IN_FLIGHT_MAX: usize = 32;
@@ -42,6 +43,7 @@ pub(crate) struct CassandraReader {
     buckets: PreparedStatement,
     hours: PreparedStatement,
     minutes: PreparedStatement,
+    edges: PreparedStatement,
     agents: PreparedStatement,
 }
 
@@ -104,18 +106,19 @@ impl CassandraReader {
             prepare(format!(
                 "SELECT seq, rollups FROM {k}.latency_rollup_60 WHERE bucket = ? AND run_id = ? AND seq >= ? AND seq <= ?"
             )),
+            prepare(format!("SELECT edges FROM {k}.dependencies WHERE bucket = ? AND run_id = ?")),
             prepare(format!(
                 "SELECT run_id, host, labels, version, kernel, backend, started_ns FROM {k}.agents WHERE region = 'all'"
             )),
         ])
         .await?;
-        let Ok([trace, index, duration, buckets, hours, minutes, agents]) =
-            <[PreparedStatement; 7]>::try_from(statements)
+        let Ok([trace, index, duration, buckets, hours, minutes, edges, agents]) =
+            <[PreparedStatement; 8]>::try_from(statements)
         else {
-            return Err(StoreError::Other(anyhow::anyhow!("seven statements were prepared")));
+            return Err(StoreError::Other(anyhow::anyhow!("eight statements were prepared")));
         };
         let shards = found.shards();
-        Ok(Self { session, shards, trace, index, duration, buckets, hours, minutes, agents })
+        Ok(Self { session, shards, trace, index, duration, buckets, hours, minutes, edges, agents })
     }
 
     pub(super) const fn shards(&self) -> i16 {
@@ -287,12 +290,12 @@ impl CassandraReader {
     }
 
     /// Hours with rollups that the window touches.
-    async fn hours_of(&self, query: &RollupQuery) -> Result<Vec<i32>, StoreError> {
+    async fn hours_of(&self, since_unix_ns: u64, until_unix_ns: u64) -> Result<Vec<i32>, StoreError> {
         let hours: Vec<(i32,)> = select(&self.session, &self.buckets, (KIND_HOURS, 0)).await?;
         let touches = |hour: &i32| {
             let start_ns = bucket_start_ns(*hour, ROLLUP_BUCKET_S);
-            start_ns < query.until_unix_ns
-                && start_ns.saturating_add(ROLLUP_BUCKET_S * 1_000_000_000) > query.since_unix_ns
+            start_ns < until_unix_ns
+                && start_ns.saturating_add(ROLLUP_BUCKET_S * 1_000_000_000) > since_unix_ns
         };
         Ok(hours.into_iter().map(|(hour,)| hour).filter(touches).collect())
     }
@@ -365,7 +368,7 @@ impl CassandraReader {
     }
 
     async fn sum_rollups(&self, query: &RollupQuery, by_minute: bool) -> Result<Answer<Rollup>, StoreError> {
-        let hours = self.hours_of(query).await?;
+        let hours = self.hours_of(query.since_unix_ns, query.until_unix_ns).await?;
         let mut sums: BTreeMap<(RollupKey, RunId), Rollup> = BTreeMap::new();
         let mut warnings = Vec::new();
         let mut reads = stream::iter(hours)
@@ -387,6 +390,36 @@ impl CassandraReader {
             }
         }
         Ok(Answer { rows: sums.into_values().collect(), warnings })
+    }
+}
+
+/// Edges.
+impl CassandraReader {
+    /// The sums of each run over the minutes of the window.
+    async fn sum_edges(&self, since_unix_ns: u64, until_unix_ns: u64) -> Result<Answer<RunEdge>, StoreError> {
+        let minutes = minutes_of(since_unix_ns, until_unix_ns);
+        let mut partitions = BTreeSet::new();
+        for hour in self.hours_of(since_unix_ns, until_unix_ns).await? {
+            let rows: Vec<(Uuid, i16, i64, i64, Vec<u8>)> =
+                select(&self.session, &self.hours, (hour,)).await?;
+            partitions.extend(rows.into_iter().map(|(run_id, ..)| (hour, run_id)));
+        }
+        let mut reads = stream::iter(partitions)
+            .map(|(hour, run_id)| async move {
+                let rows: Vec<(Vec<u8>,)> = select(&self.session, &self.edges, (hour, run_id)).await?;
+                Ok::<_, StoreError>((run_id, rows))
+            })
+            .buffer_unordered(IN_FLIGHT_MAX);
+        let (mut sums, mut warnings) = (Sums::default(), Vec::new());
+        while let Some(read) = reads.next().await {
+            let (run_id, rows) = read?;
+            for (blob,) in rows {
+                if let Err(error) = sums.add(RunId(run_id.as_u128()), &blob, minutes) {
+                    warnings.push(format!("edges of run {run_id}: {error}"));
+                }
+            }
+        }
+        Ok(Answer { rows: sums.rows(), warnings })
     }
 }
 
@@ -494,6 +527,10 @@ impl Reader for CassandraReader {
 
     async fn rollup_sums(&self, query: &RollupQuery) -> Result<Answer<Rollup>, StoreError> {
         self.sum_rollups(query, false).await
+    }
+
+    async fn edges(&self, since_unix_ns: u64, until_unix_ns: u64) -> Result<Answer<RunEdge>, StoreError> {
+        self.sum_edges(since_unix_ns, until_unix_ns).await
     }
 
     async fn runs(&self) -> Result<Vec<RunInfo>, StoreError> {

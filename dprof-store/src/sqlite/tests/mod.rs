@@ -77,7 +77,7 @@ impl Source {
     fn batch(&mut self, n_spans: usize) -> Batch {
         self.seq += 1;
         let spans = (0..n_spans).map(|_| self.span()).collect();
-        Batch { seq: self.seq, spans, rollups: Vec::new() }
+        Batch { seq: self.seq, spans, ..Batch::default() }
     }
 
     fn span(&mut self) -> Span {
