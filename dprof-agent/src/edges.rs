@@ -13,7 +13,7 @@ use crate::rollup::OTHER;
 
 /// Edges told apart between two times that they are given out; further ones are counted as one, from and to [`OTHER`].
 /// A host with a thousand peers is a large one; each takes about a kilobyte.
-pub const EDGES_MAX: usize = 2_000;
+pub(crate) const EDGES_MAX: usize = 2_000;
 /// Counts are given out this often, nanoseconds: what `dependencies` lags behind, and how many rows a day has.
 const EVERY_NS: u64 = 30_000_000_000;
 const MINUTE_NS: u64 = 60_000_000_000;
@@ -42,7 +42,7 @@ struct Tally {
 
 /// What was counted since the last time.
 #[derive(Debug, Default)]
-pub struct Edges {
+pub(crate) struct Edges {
     places: FxHashMap<Id, usize>,
     tallies: Vec<Tally>,
     /// Calls counted as [`OTHER`].
@@ -72,7 +72,7 @@ fn id_of(span: &Span) -> Option<Id> {
 impl Edges {
     /// Counts a call that is done with.
     #[inline(never)]
-    pub fn add(&mut self, span: &Span) {
+    pub(crate) fn add(&mut self, span: &Span) {
         let Some(id) = id_of(span) else { return };
         let place = match self.places.get(&id) {
             Some(place) => *place,
@@ -106,7 +106,7 @@ impl Edges {
 
     /// Gives out everything that was counted since the last time, if that is [`EVERY_NS`] ago at `now_ns`.
     #[inline(never)]
-    pub fn take_due(&mut self, now_ns: u64, out: &mut Vec<Edge>) {
+    pub(crate) fn take_due(&mut self, now_ns: u64, out: &mut Vec<Edge>) {
         if now_ns >= self.due_ns {
             let is_first = self.due_ns == 0;
             self.due_ns = now_ns.saturating_add(EVERY_NS);
@@ -117,13 +117,13 @@ impl Edges {
     }
 
     /// Gives out everything: the stream ended.
-    pub fn take_all(&mut self, out: &mut Vec<Edge>) {
+    pub(crate) fn take_all(&mut self, out: &mut Vec<Edge>) {
         self.places.clear();
         out.extend(self.tallies.drain(..).map(|tally| tally.edge));
     }
 
     /// Calls that the limit counted as [`OTHER`] so far.
-    pub const fn other(&self) -> u64 {
+    pub(crate) const fn other(&self) -> u64 {
         self.other
     }
 }

@@ -167,7 +167,7 @@ web       redis       2  1.00 ms  1.00 ms  1.00 ms  1.00 ms            2
     #[test]
     fn filters_and_older_stores_have_it_from_spans() {
         let (_, out, words) = run(store(), 80, "dependencies --service redis");
-        assert!(out.contains("web     redis       2"), "{out}");
+        assert!(out.contains("web     redis   redis         2"), "{out}");
         assert!(words.contains("of 2 stored spans"), "{words}");
         let counted = run(store(), 80, "dependencies").1;
         let older = Memory { edges: Vec::new(), ..store() };

@@ -62,7 +62,7 @@ pub struct Edge {
 }
 
 /// The address of the end that was seen, as [`EdgeKey::near`] has it; `None` for a span without halves.
-pub fn near_of(span: &Span) -> Option<SocketAddr> {
+fn near_of(span: &Span) -> Option<SocketAddr> {
     match (&span.server, &span.client) {
         (Some(server), _) => Some(canonical(server.local)),
         (None, Some(client)) => Some(SocketAddr::new(client.local.ip().to_canonical(), 0)),

@@ -145,6 +145,12 @@ async fn rollups_come_back_per_run() {
 }
 
 #[tokio::test]
+async fn edges_come_back_per_run() {
+    conformance::check_edges(&Folder::new(TINY), 1).await;
+    conformance::check_edges(&Folder::new(Retention::DEFAULT), 2).await;
+}
+
+#[tokio::test]
 async fn runs_are_listed() {
     conformance::check_runs(&Folder::new(TINY)).await;
 }
