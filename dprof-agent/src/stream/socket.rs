@@ -93,6 +93,10 @@ pub(crate) struct Socket {
     pub(crate) role_guessed: bool,
     /// Fixed by the first request.
     pub(crate) side: Option<Side>,
+    /// Older than the agent, and no request was seen yet: what was read of it may have been others.
+    pub(crate) is_unproven: bool,
+    /// Where what was seen of the incoming stream begins, on a connection that is older.
+    pub(crate) joined_at: u64,
     /// Sequence number less raw position, per direction.
     raw_isn: [u32; 2],
     /// Raw positions when the socket was announced.
@@ -148,6 +152,8 @@ impl Socket {
             role,
             role_guessed: false,
             side: None,
+            is_unproven: role == Role::Unknown,
+            joined_at: 0,
             raw_isn: [isn(open.write_seq, open.send_pos), isn(open.copied_seq, open.recv_pos)],
             open_pos: [open.send_pos, open.recv_pos].map(|pos| pos.min(POSITION_MAX)),
             positions: Positions::new(next),
@@ -261,7 +267,12 @@ impl Socket {
             && self.positions.next(call.direction).is_none()
             && self.positions.next(other).is_none()
         {
-            self.positions.advance(other, self.open_pos[other.idx()]);
+            let announced = self.open_pos[other.idx()];
+            self.positions.advance(other, announced);
+            self.joined_at = match (call.direction, place) {
+                (Direction::In, Place::Fits { start }) => start,
+                _ => announced,
+            };
         }
         place
     }
