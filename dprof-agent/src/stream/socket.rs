@@ -15,7 +15,7 @@ use super::resent::Resent;
 use super::timeline::Timeline;
 use super::turns::{self, Turns};
 use super::worth::{self, Worth};
-use super::{Call, Chunk};
+use super::{Call, Chunk, speak};
 use crate::protocol::capture::Capture;
 use crate::protocol::{Attributes, Direction, Parsed, Parser, Protocol, tls};
 use crate::span::pair::Pairing;
@@ -485,23 +485,5 @@ impl Socket {
             Speech::Turns(_) | Speech::Ignored | Speech::Opaque { .. } => 0,
         };
         self.worth.changed(wanted)
-    }
-}
-
-/// Feeds `size` bytes of which `bytes` were captured.
-fn speak(
-    parser: &mut dyn Parser,
-    direction: Direction,
-    start: u64,
-    size: u64,
-    bytes: &[u8],
-    parsed: &mut Vec<Parsed>,
-) {
-    let seen = bytes.len() as u64;
-    if seen > 0 {
-        parser.feed(direction, start, bytes, parsed);
-    }
-    if size > seen {
-        parser.gap(direction, start + seen, size - seen, parsed);
     }
 }
