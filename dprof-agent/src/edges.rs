@@ -3,6 +3,7 @@
 //! What a reader would get wrong: calls are told apart by the *processes* at their ends, which costs two pointers, not by
 //! their names; two processes of one service become one edge when a reader adds them up.
 
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ const EVERY_NS: u64 = 30_000_000_000;
 const MINUTE_NS: u64 = 60_000_000_000;
 
 /// What tells the edges of one process from one another without looking at names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Id {
     minute: u64,
     /// Address of the process's description, which the tally keeps alive; 0 = not seen.
@@ -31,6 +32,19 @@ struct Id {
     far: Option<(IpAddr, u16)>,
     /// Address of the protocol's name.
     protocol: usize,
+}
+
+/// Fewer words than a derived one: this is done for every call.
+impl Hash for Id {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (ip, port) = self.far.unwrap_or(self.near);
+        let ip = match ip {
+            IpAddr::V4(ip) => u64::from(ip.to_bits()),
+            IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64 ^ ip.to_bits() as u64,
+        };
+        state.write_u64(self.minute ^ (u64::from(port) << 48) ^ (ip << 8));
+        state.write_usize(self.caller ^ self.callee.rotate_left(32));
+    }
 }
 
 #[derive(Debug)]
@@ -92,7 +106,7 @@ impl Edges {
         let mut ends = [process(span.client.as_ref()), process(span.server.as_ref())];
         if self.tallies.len() >= EDGES_MAX {
             self.other += 1;
-            key = other(key);
+            key = other(&key);
             ends = [None, None];
             id = Id { caller: 0, callee: 0, near: (key.near.ip(), 0), far: None, protocol: 0, ..id };
             if let Some(place) = self.places.get(&id) {
@@ -129,10 +143,10 @@ impl Edges {
 }
 
 /// The key of all calls of a minute that are beyond the limit.
-fn other(key: EdgeKey) -> EdgeKey {
+fn other(key: &EdgeKey) -> EdgeKey {
     let end = || EdgeEnd::Service(OTHER.to_owned());
     let near = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0);
-    EdgeKey { caller: end(), callee: end(), near, protocol: OTHER.into(), ..key }
+    EdgeKey { caller: end(), callee: end(), near, protocol: OTHER.into(), ..key.clone() }
 }
 
 #[cfg(test)]

@@ -130,18 +130,18 @@ pub(crate) fn pack(edges: &[Edge]) -> Vec<(u64, u64, Vec<u8>)> {
         bytes += row.encoded_len() + 64;
         packed.edges.push(row);
         if bytes >= BLOB_BYTES_MAX {
-            blobs.push(finished(std::mem::take(&mut packed)));
+            blobs.push(finished(&std::mem::take(&mut packed)));
             places.clear();
             bytes = 0;
         }
     }
     if !packed.edges.is_empty() {
-        blobs.push(finished(packed));
+        blobs.push(finished(&packed));
     }
     blobs
 }
 
-fn finished(packed: PackedEdges) -> (u64, u64, Vec<u8>) {
+fn finished(packed: &PackedEdges) -> (u64, u64, Vec<u8>) {
     let minutes = || packed.edges.iter().map(|edge| edge.minute_unix_s);
     (minutes().min().unwrap_or(0), minutes().max().unwrap_or(0), packed.encode_to_vec())
 }

@@ -11,9 +11,10 @@ use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
 use uuid::Uuid;
 
+use super::batch_rows::{AgentRow, HourRow, IndexRow, MinutesRow, Rows};
 use super::duration::DurationRow;
+use super::edges::EdgesRow;
 use super::link::{prepare, quoted};
-use super::pack::{AgentRow, EdgesRow, HourRow, IndexRow, MinutesRow, Rows};
 use super::tables::{DAY_S, INDEX_BUCKET_S, KIND_DAYS, KIND_HOURS, KIND_MINUTES, PIECE_MARK, bucket};
 use crate::StoreError;
 
@@ -40,11 +41,11 @@ pub(super) struct Statements {
 /// A write to one partition.
 #[derive(Clone, Debug)]
 pub(super) enum Write<'a> {
-    Trace(&'a super::pack::TraceRow),
+    Trace(&'a super::batch_rows::TraceRow),
     Index(&'a [IndexRow]),
     Duration(&'a [DurationRow]),
     Service(i32, &'a str),
-    SpanNames(&'a super::pack::NameRow),
+    SpanNames(&'a super::batch_rows::NameRow),
     Bucket(i8, i32, i32),
     HourMark(i32),
     Minutes(&'a MinutesRow),
