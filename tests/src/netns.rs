@@ -59,6 +59,19 @@ impl Netns {
         command
     }
 
+    /// Has the machine pass packets on by these rules of nftables.
+    pub fn translate(&self, rules: &str) -> Result<()> {
+        let mut forward = self.command("sh");
+        forward.args(["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
+        let output = forward.output().context("start nsenter")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "forward packets: {}", said.trim_end());
+        let nft = self.command(find("nft")).arg(rules).output().context("start nsenter")?;
+        let said = String::from_utf8_lossy(&nft.stderr);
+        ensure!(nft.status.success(), "nft: {}", said.trim_end());
+        Ok(())
+    }
+
     fn ip(&self, arguments: &[&str]) -> Result<()> {
         let output = self.command(find("ip")).args(arguments).output().context("start nsenter")?;
         let said = String::from_utf8_lossy(&output.stderr);

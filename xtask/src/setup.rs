@@ -66,6 +66,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "redis-server", packages: &["redis-server"], need: Need::BENCH_OVERHEAD },
     Tool { program: "redis-benchmark", packages: &["redis-tools"], need: Need::BENCH_OVERHEAD },
     Tool { program: "nginx", packages: &["nginx"], need: Need::BENCH_OVERHEAD },
+    Tool { program: "nft", packages: &["nftables"], need: Need::TEST },
     Tool { program: "nsenter", packages: &["util-linux"], need: Need::TEST },
     Tool { program: "ip", packages: &["iproute2"], need: Need::VM },
     Tool { program: "nginx", packages: &["nginx"], need: Need::TEST },

@@ -65,6 +65,14 @@ const TIERS: &[Tier] = &[
         variable: Some("DPROF_TEST_LIVE"),
         ring: Ring::None,
     },
+    // Links of three real systems scored against the truth, at 10 and 100 requests in flight.
+    Tier {
+        name: "accuracy",
+        budget: MINUTE.saturating_mul(3),
+        arguments: &["--test", "tiers", "--", "--test-threads=1", "accuracy::"],
+        variable: Some("DPROF_TEST_ACCURACY"),
+        ring: Ring::None,
+    },
     // The store's conformance suite, faults and the spool on one ring of three, which some tests stop.
     Tier {
         name: "cassandra",

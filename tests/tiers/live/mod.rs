@@ -12,6 +12,7 @@ mod http;
 mod lifecycle;
 mod memcached;
 mod metrics;
+mod nat;
 mod privilege;
 mod proxies;
 mod rate;
