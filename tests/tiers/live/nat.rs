@@ -71,8 +71,14 @@ fn halves_meet_though_both_addresses_are_translated_on_the_way() -> Result<()> {
         let Some(((client, seen_by_client), (server, seen_by_server))) = ends(span) else {
             anyhow::bail!("one end only: {span:#?}\n{said}");
         };
-        ensure!(client.ip() == CLIENT && seen_by_client == SocketAddr::from((ROUTER, SERVICE_PORT)), "{span:#?}");
-        ensure!(server == SocketAddr::from((SERVER, REDIS_PORT)) && seen_by_server.ip() == ROUTER, "{span:#?}");
+        ensure!(
+            client.ip() == CLIENT && seen_by_client == SocketAddr::from((ROUTER, SERVICE_PORT)),
+            "{span:#?}"
+        );
+        ensure!(
+            server == SocketAddr::from((SERVER, REDIS_PORT)) && seen_by_server.ip() == ROUTER,
+            "{span:#?}"
+        );
         // One kernel, so one clock: no time may lie before its cause.
         check_order(std::slice::from_ref(span));
     }
