@@ -279,7 +279,7 @@ fn nginx_with(folder: &Path, listen: &str, more: &str) -> Result<Subject> {
     let text = format!(
         "daemon off; worker_processes 1; error_log stderr; pid {root}/nginx.pid; user root;\n\
          events {{ worker_connections 4096; }}\n\
-         http {{ access_log off; client_body_temp_path {root}/body; proxy_temp_path {root}/proxy;\n\
+         http {{ access_log off; keepalive_requests 1000000; client_body_temp_path {root}/body; proxy_temp_path {root}/proxy;\n\
          fastcgi_temp_path {root}/fastcgi; uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;\n\
          server {{ listen 127.0.0.1:{port} {listen}; root {root}/html; {more} }} }}\n"
     );

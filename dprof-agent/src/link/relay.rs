@@ -9,7 +9,8 @@
 //! 1. *The place.* A relay opens the second connection for the first, so both streams begin together: positions, which
 //!    count from the beginning of a connection, differ by a header at most. A connection that many share has carried
 //!    the others' bytes too, and lies elsewhere.
-//! 2. *The rate.* Nothing is sent before it was read. A stream that also carries others' bytes runs ahead of each.
+//! 2. *The rate.* Nothing is sent before it was read, nor after it was answered. A stream that also carries others' bytes
+//!    runs ahead of each; one that carries a part of its source's falls behind.
 //! 3. *The bytes*, as far as they tell: a chunk counts if no other chunk read lately begins as it does.
 //! 4. *The contest.* Where requests of other connections are open, any of them may have caused the call. Only a pair
 //!    that has passed [`CONTESTS_MIN`] chunks under such conditions is believed then: a chunk that is another's fits
@@ -251,6 +252,18 @@ impl StreamRelay {
         }
     }
 
+    /// What is sent was answered before it was sent, so the stream lags behind its source: that is no relay's.
+    fn refute(&mut self, sock: u64) {
+        let Some(target) = self.targets.get_mut(&sock) else { return };
+        for candidate in target.candidates.drain(..) {
+            leave(&mut self.sources, candidate.source);
+        }
+        if let Some(recent) = self.recent.get_mut(&target.tgid) {
+            recent.change(Some(target.state), Some(State::Refused));
+        }
+        (target.tries, target.state) = (TRIES_MAX + 1, State::Refused);
+    }
+
     fn sent(&mut self, sock: u64, chunk: &Chunk<'_>) {
         let tgid = chunk.call.tgid;
         if let Some(source) = self.sources.get_mut(&sock) {
@@ -419,7 +432,10 @@ impl Evidence for StreamRelay {
         let start = seen.start.wrapping_sub(pair.distance);
         let idx = source.requests.binary_search_by_key(&start, |(start, _)| *start).ok()?;
         let (_, parent) = source.requests[idx];
-        table.request(parent)?;
+        if !table.request(parent)?.is_open() {
+            self.refute(seen.sock);
+            return None;
+        }
         let is_contested = table.process(seen.tgid).n_open > source.n_open;
         if is_contested
             && pair.contested_at != target.n_sent
