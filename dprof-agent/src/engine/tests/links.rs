@@ -307,6 +307,17 @@ fn a_command_proxy_with_one_client_is_a_relay_until_the_second_comes() {
     assert!(text.lines().filter(|line| line.contains("stream_relay")).count() >= 5, "{text}");
 }
 
+/// Numbers below what is asked for, the same for a seed: xorshift64.
+fn numbers(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move |n| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random as usize % n
+    }
+}
+
 /// What a proxy does with clients that share its one connection to a server, each with two of three commands in
 /// flight: script, and per time of a call the time at which its cause was read.
 fn shared_connection(seed: u64, q: &str) -> (String, BTreeMap<u64, u64>) {
@@ -316,14 +327,7 @@ fn shared_connection(seed: u64, q: &str) -> (String, BTreeMap<u64, u64>) {
         let port = 5000 + client;
         script += &format!("0 c{client} open passive 10.0.0.2:80 10.0.0.1:{port} th=2/2\n");
     }
-    // xorshift64.
-    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut below = |n: usize| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random as usize % n
-    };
+    let mut below = numbers(seed);
     let (mut at, mut n_asked, mut truth) = (10, 0, BTreeMap::new());
     let mut in_flight = [0; CLIENTS];
     let mut sent: VecDeque<usize> = VecDeque::new();
@@ -392,4 +396,49 @@ fn a_shared_connection_with_equal_commands_is_no_relay() {
         }
     }
     assert!(wrong.is_empty(), "{} of {n_stream}: {wrong:#?}", wrong.len());
+}
+
+/// A proxy (process 2) that spreads one client's requests over two servers by what they ask for, one at a time.
+fn spread(seed: u64) -> (String, BTreeMap<u64, u64>) {
+    let mut below = numbers(seed);
+    let mut script = "
+        0 c open passive 10.0.0.2:80 10.0.0.1:5000 th=2/2
+        0 q0 open active 10.0.0.2:6000 10.0.0.3:6379 th=2/2
+        0 q1 open active 10.0.0.2:6001 10.0.0.4:6379 th=2/2\n"
+        .to_owned();
+    let (mut at, mut truth) = (1000, BTreeMap::new());
+    for n in 0..150 {
+        // Of the same size all, so that every place in a stream is one where a request may begin.
+        let text = format!("Q26:set-one-of-many-things-{:03}", n + 100);
+        let server = below(2);
+        truth.insert(at + 2, at + 1);
+        script += &format!(
+            "{} c recv {text}\n{} q{server} send {text}\n{} q{server} recv A1:v\n{} c send A1:v\n",
+            at + 1,
+            at + 2,
+            at + 40,
+            at + 42
+        );
+        at += 60;
+    }
+    (script, truth)
+}
+
+#[test]
+fn a_stream_that_falls_behind_what_is_read_is_no_relay() {
+    for seed in 0..20 {
+        let (script, truth) = spread(seed);
+        let spans = run_with(config(), &script, usize::MAX).out.spans;
+        let reads: BTreeMap<SpanId, u64> =
+            spans.iter().map(|span| (span.span_id, script_us(span.start_ns()) as u64)).collect();
+        let mut n_links = 0;
+        for span in spans.iter().filter(|span| span.client.is_some()) {
+            let Some(link) = span.link else { continue };
+            n_links += 1;
+            let called = script_us(span.start_ns()) as u64;
+            let read = reads.get(&link.parent).map(|read| read + 1);
+            assert_eq!(read, truth.get(&called).copied(), "seed {seed}, call at {called}: {link:?}");
+        }
+        assert_eq!(n_links, truth.len(), "seed {seed}");
+    }
 }
