@@ -252,6 +252,10 @@ impl Engine {
         socket.previous_call_ns = socket.last_call_ns;
         socket.last_call_ns = chunk.call.hook_ns;
         socket.last_tgid = chunk.call.tgid;
+        if socket.is_unproven && socket.first_call.is_none() {
+            let silence_ns = socket.last_call_ns.saturating_sub(socket.previous_call_ns);
+            socket.first_call = Some((direction, chunk.start, silence_ns));
+        }
         self.linker.bytes(socket.cookie, chunk);
         let mut parsed = std::mem::take(&mut self.parsed);
         socket.feed(chunk, self.grammar, &mut parsed);

@@ -139,7 +139,12 @@ impl Engine {
         {
             self.doubt(request.last.tgid);
         }
-        let idle_ns = socket.last_call_ns.saturating_sub(socket.previous_call_ns);
+        let idle_ns = match socket.first_call.take() {
+            Some((way, start, silence_ns)) if (way, start) == (direction, request.message.start) => {
+                silence_ns
+            }
+            _ => socket.last_call_ns.saturating_sub(socket.previous_call_ns),
+        };
         if request.message.correlation == Correlation::Fifo && !socket.pairing.is_known_at_request(idle_ns) {
             self.counters.window_dropped += 1;
             return;

@@ -125,6 +125,9 @@ pub(crate) struct Socket {
     /// Time of the last call and of the one before.
     pub(crate) last_call_ns: u64,
     pub(crate) previous_call_ns: u64,
+    /// Of a connection that is older, the first call that was seen: direction, place, and silence before. Until the
+    /// first request, which may be told from its answer only.
+    pub(crate) first_call: Option<(Direction, u64, u64)>,
     /// Bytes of this direction may have passed outside the capture window since the last call, per direction index.
     pub(crate) missed: [bool; 2],
     /// Process of the last call.
@@ -172,6 +175,7 @@ impl Socket {
             last_used: 0,
             last_call_ns: open.time_ns,
             previous_call_ns: 0,
+            first_call: None,
             missed: [false; 2],
             last_tgid: 0,
             after_gap_ns: None,

@@ -1,6 +1,9 @@
 //! Gaps, overlaps, second writers: nothing is silently mispaired.
 
-use super::stage::{PAIR, check};
+use dprof_common::model::HalfFlags;
+
+use super::stage::{PAIR, Stage, check, config};
+use crate::engine::{Engine, Output};
 
 /// A client that is known to wait for each answer.
 const ONE_AT_A_TIME: &str = "
@@ -174,6 +177,35 @@ fn a_pipelining_connection_stays_uncertain_until_it_was_silent() {
          e ok c=60000..60010 edge",
     );
     assert_eq!(run.counters.paired_across_gap, 2);
+}
+
+/// An older connection was silent; then come pipelined commands of which only the answer tells that they are memcached's.
+#[test]
+fn silence_before_the_first_call_makes_the_order_certain_though_the_protocol_is_told_later() {
+    let flags = |silence_us: u64| {
+        let mut stage = Stage::of("0 c open old_active 10.0.0.1:5000 10.0.0.2:6000 th=7/7 at=100/200");
+        let calls: [(u64, bool, &[u8]); 4] = [
+            (10, true, b"incr a 1\r\n"),
+            (20, true, b"incr b 1\r\n"),
+            (30, false, b"1\r\n"),
+            (40, false, b"2\r\n"),
+        ];
+        for (at_us, is_send, bytes) in calls {
+            stage.call((silence_us + at_us) * 1000, "c", is_send, bytes, &[]);
+        }
+        let mut engine = Engine::new(config());
+        let mut out = Output::default();
+        for block in stage.blocks(usize::MAX) {
+            engine.push(&block, &mut out);
+        }
+        engine.finish(&mut out);
+        let halves = out.spans.iter().filter_map(|span| span.client.as_ref());
+        let flags: Vec<_> = halves.map(|half| half.flags.contains(HalfFlags::PAIRED_ACROSS_GAP)).collect();
+        assert_eq!(flags.len(), 2, "{:#?}", out.spans);
+        flags
+    };
+    assert_eq!(flags(100), [true, true], "what was asked before may not be answered yet");
+    assert_eq!(flags(100_000), [false, false], "nothing is under way after silence");
 }
 
 #[test]
