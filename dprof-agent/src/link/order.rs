@@ -123,13 +123,15 @@ impl InOrder {
     }
 }
 
-/// The next request after the cursor of this peer and thread, which moves on.
+/// The next request after the cursor of this peer and thread, which moves on. `same_protocol`: of the call's protocol;
+/// requests that hold what the call holds may have come in another's frame (DNODE before Redis).
 fn next(
     ties: &mut Ties,
     table: &Table,
     seen: &Observation<'_>,
     fans_out: bool,
     same_operation: bool,
+    same_protocol: bool,
 ) -> Option<Ref> {
     let operation = if same_operation { seen.operation } else { 0 };
     let lane = if fans_out { seen.peer } else { 0 } ^ (u64::from(seen.tid) << 17) ^ operation;
@@ -137,7 +139,7 @@ fn next(
     let from = ties.requests.partition_point(|(order, _)| *order <= after);
     let is_free = |request: &Request| {
         request.is_open()
-            && request.protocol == seen.protocol
+            && (!same_protocol || request.protocol == seen.protocol)
             && (!same_operation || is_alike(request.operation, seen.operation))
             && (request.n_calls == 0 || fans_out && request.last_peer != seen.peer)
     };
@@ -220,7 +222,7 @@ impl Evidence for Order {
         if let Some(shared) = key.and_then(|key| table.shared_mut(key)) {
             let mut ties = shared.ties.take()?;
             let newest = shared.newest;
-            let parent = next(&mut ties, table, seen, process.fans_out(), false).or_else(|| {
+            let parent = next(&mut ties, table, seen, process.fans_out(), false, false).or_else(|| {
                 // All were sent on: this is one of them again.
                 table
                     .request(newest)
@@ -249,7 +251,7 @@ impl Evidence for Order {
             });
             blind.ties.requests = open.map(|read| (read.order, read.at)).collect();
         }
-        next(&mut blind.ties, table, seen, false, process.relays_operations())
+        next(&mut blind.ties, table, seen, false, process.relays_operations(), true)
             .map(|parent| Proposal::one(parent, Certainty::Probable(feature::BLIND)))
     }
 
