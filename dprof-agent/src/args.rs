@@ -33,7 +33,8 @@ use crate::protocol::capture::Capture;
 use crate::source::hooks::{Backend, Events};
 use crate::source::options::{KernelOptions, PAYLOAD_LIMIT_DEFAULT};
 use crate::source::plan::Wish;
-use crate::source::window::{DutyCycle, WINDOW_NS, WINDOW_NS_DEFAULT, parse_ratio};
+use crate::source::window::{DutyCycle, WINDOW_NS_DEFAULT, parse_ratio};
+use dprof_common::settings::WINDOW_NS;
 
 /// Everything went well.
 pub const EXIT_OK: u8 = 0;

@@ -3,7 +3,7 @@
 use super::option;
 use crate::config;
 use crate::keep::KeepOptions;
-use crate::source::window::parse_part;
+use dprof_common::units::parse_part;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct KeepArgs {

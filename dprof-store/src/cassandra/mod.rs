@@ -24,6 +24,7 @@ mod tls;
 mod unpack;
 mod writer;
 
+use crate::control::Control;
 use crate::{Hosts, Reader, RunInfo, StoreError, StoreUrl, Writer};
 
 pub use admin::InitOptions;
@@ -37,6 +38,13 @@ pub(crate) fn open_writer(hosts: &Hosts, keyspace: &str, run: &RunInfo) -> Box<d
 /// Connects to the keyspace; see [`crate::open_reader`].
 pub(crate) async fn open_reader(hosts: &Hosts, keyspace: &str) -> Result<Box<dyn Reader>, StoreError> {
     Ok(Box::new(reader::CassandraReader::open(hosts, keyspace).await?))
+}
+
+/// Opens the control side of the keyspace; see [`crate::control::open_control`].
+#[expect(clippy::unused_async, reason = "it will connect")]
+pub(crate) async fn open_control(hosts: &Hosts, keyspace: &str) -> Result<Box<dyn Control>, StoreError> {
+    let at = hosts.names().join(",");
+    Err(StoreError::Unsupported(format!("keyspace {keyspace} at {at} keeps no configuration yet")))
 }
 
 /// Whether connections can be made with it.
