@@ -15,6 +15,7 @@
 mod access;
 mod chunk;
 mod control;
+mod edges;
 mod expire;
 mod filter;
 mod live;
