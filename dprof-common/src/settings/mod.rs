@@ -6,11 +6,13 @@
 
 mod kind;
 mod scope;
+mod suggest;
 
 use std::collections::BTreeMap;
 
 pub use kind::Kind;
 pub use scope::{Scope, ScopeParseError};
+pub use suggest::suggest;
 
 /// Values by key, as written.
 pub type Values = BTreeMap<String, String>;
