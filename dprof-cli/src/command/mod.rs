@@ -3,6 +3,7 @@
 mod check;
 mod compare;
 mod completions;
+mod config;
 mod critical_path;
 mod dependencies;
 mod export;
@@ -65,6 +66,7 @@ commands! {
     export Export,
     import Import,
     tail Tail,
+    config Config,
     store Store,
     top Top,
     completions Completions,

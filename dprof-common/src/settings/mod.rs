@@ -4,12 +4,14 @@
 //! The command line checks a value by this table before it writes it, and an agent by the same table before it applies
 //! it. What a reader would get wrong: values travel as text, as they were written; whoever uses one parses it again.
 
+mod effective;
 mod kind;
 mod scope;
 mod suggest;
 
 use std::collections::BTreeMap;
 
+pub use effective::{Scoped, check_all, effective};
 pub use kind::Kind;
 pub use scope::{Scope, ScopeParseError};
 pub use suggest::suggest;
