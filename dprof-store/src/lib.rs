@@ -250,6 +250,9 @@ pub trait Writer: Send {
     /// Housekeeping, called about once a second: seal, expire, checkpoint.
     async fn maintain(&mut self, now_unix_ns: u64) -> Result<(), StoreError>;
 
+    /// Keeps what is stored for so long and so much of it from now on, where that is this store's to say.
+    fn set_retention(&mut self, _retention: Retention) {}
+
     /// Makes everything written durable and readable without a log to recover.
     async fn close(self: Box<Self>) -> Result<(), StoreError>;
 }

@@ -1,5 +1,6 @@
 //! The commands. Adding one: a file with `Args` and `run`, and an entry in the list below.
 
+mod agents;
 mod check;
 mod compare;
 mod completions;
@@ -66,6 +67,7 @@ commands! {
     export Export,
     import Import,
     tail Tail,
+    agents Agents,
     config Config,
     store Store,
     top Top,

@@ -44,6 +44,21 @@ pub enum Kind {
     },
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// TCP ports, or `all`.
+    Ports,
+}
+
+/// Ports that fit the programs' table.
+const PORTS_MAX: usize = 1_024;
+
+/// The ports that `text` lists; `all` = none is left out: an empty list.
+pub fn parse_ports(text: &str) -> Option<Vec<u16>> {
+    if text == "all" {
+        return Some(Vec::new());
+    }
+    let port = |part: &str| part.trim().parse().ok().filter(|port| *port > 0);
+    let ports: Option<Vec<u16>> = text.split(',').map(port).collect();
+    ports.filter(|ports| ports.len() <= PORTS_MAX)
 }
 
 impl Kind {
@@ -62,6 +77,7 @@ impl Kind {
                 format!("a size{power} from {} to {}", bytes(*min), bytes(*max))
             }
             Self::Choice(words) => words.join(" or "),
+            Self::Ports => format!("all, or up to {PORTS_MAX} numbers from 1 to 65535 with commas between"),
         }
     }
 
@@ -93,6 +109,7 @@ impl Kind {
                 Err(_) => Some("is no size"),
             },
             Self::Choice(words) => (!words.contains(&text)).then_some("is none of the words"),
+            Self::Ports => parse_ports(text).is_none().then_some("is no list of ports"),
         };
         wrong.map_or(Ok(()), |why| Err(format!("'{text}' {why}: give {}", self.allowed())))
     }
@@ -128,5 +145,7 @@ mod tests {
         let size = Kind::Bytes { min: 1024, max: 4096, power_of_two: true };
         check(size, &["1KiB", "4096"], &["1023", "3KiB", "8KiB", "", "large"]);
         check(Kind::Choice(&["plain", "hash"]), &["hash"], &["Hash", "", "none"]);
+        check(Kind::Ports, &["all", "1", "65535, 80"], &["", "0", "65536", "80,", "http", "80 81"]);
+        assert_eq!(parse_ports("6379,80"), Some(vec![6379, 80]));
     }
 }

@@ -12,7 +12,7 @@ mod suggest;
 use std::collections::BTreeMap;
 
 pub use effective::{Scoped, check_all, effective};
-pub use kind::Kind;
+pub use kind::{Kind, parse_ports};
 pub use scope::{Scope, ScopeParseError};
 pub use suggest::suggest;
 
@@ -61,6 +61,26 @@ pub const DUTY_CYCLE_MIN: f64 = 1e-5;
 pub const WINDOW_NS: (u64, u64) = (20_000_000, 3_600_000_000_000);
 /// Most traces a second and operation that are kept for being slow or failed.
 pub const BUDGET_PER_S_MAX: f64 = 100_000.0;
+
+/// Bounds of the age at which an open request is given up: below, slow requests would be cut off; above, a leak of
+/// open requests would not end.
+pub const MAX_OPEN_NS: (u64, u64) = (100_000_000, 3_600_000_000_000);
+/// Bounds of the age of stored spans: ten years are for ever.
+const MAX_AGE_NS: (u64, u64) = (60_000_000_000, 10 * 366 * 86_400_000_000_000);
+/// Bounds of what is stored: below, not even the chunk that is written would fit.
+const MAX_SIZE_BYTES: (u64, u64) = (16 << 20, 1 << 50);
+/// Bounds of how long a finished half waits for its tree.
+pub const HOLD_NS: (u64, u64) = (10_000_000, 600_000_000_000);
+/// Bounds of counts: below, ordinary traffic would lose; above, memory would not be bounded.
+pub const COUNT: (u64, u64) = (16, 10_000_000);
+/// Bounds of the event ring: one record of the largest size must fit many times; it counts twice in resident size.
+pub const RING_BYTES: (u64, u64) = (64 << 10, 1 << 30);
+
+/// A limit that is kept by tables made at the start.
+const fn limit_at_start(name: &'static str, default: &'static str, meaning: &'static str) -> Key {
+    let kind = Kind::Count { min: COUNT.0, max: COUNT.1 };
+    Key { name, kind, applies: Applies::AtStart, per_service: false, default, meaning }
+}
 
 /// Every key, in the order of the tables that show them.
 pub const KEYS: &[Key] = &[
@@ -111,6 +131,81 @@ pub const KEYS: &[Key] = &[
         per_service: false,
         default: "500ms",
         meaning: "length of a capture window",
+    },
+    Key {
+        name: "capture.values",
+        kind: Kind::Bool,
+        applies: Applies::Live,
+        per_service: false,
+        default: "false",
+        meaning: "keep values in statements, cut to a few dozen bytes; never secrets",
+    },
+    Key {
+        name: "capture.keys",
+        kind: Kind::Choice(&["plain", "hash"]),
+        applies: Applies::Live,
+        per_service: false,
+        default: "plain",
+        meaning: "how keys are kept in statements",
+    },
+    Key {
+        name: "capture.unknown",
+        kind: Kind::Bool,
+        applies: Applies::Live,
+        per_service: false,
+        default: "false",
+        meaning: "make spans of unknown protocols too, on connections made from now on",
+    },
+    Key {
+        name: "filter.ports",
+        kind: Kind::Ports,
+        applies: Applies::AtStart,
+        per_service: false,
+        default: "all",
+        meaning: "only connections with one of these local or peer ports",
+    },
+    Key {
+        name: "retention.max_age",
+        kind: Kind::Duration { min_ns: MAX_AGE_NS.0, max_ns: MAX_AGE_NS.1 },
+        applies: Applies::Live,
+        per_service: false,
+        default: "7d",
+        meaning: "how long an embedded store keeps spans",
+    },
+    Key {
+        name: "retention.max_size",
+        kind: Kind::Bytes { min: MAX_SIZE_BYTES.0, max: MAX_SIZE_BYTES.1, power_of_two: false },
+        applies: Applies::Live,
+        per_service: false,
+        default: "10GiB",
+        meaning: "how large an embedded store may grow",
+    },
+    Key {
+        name: "limits.max_open",
+        kind: Kind::Duration { min_ns: MAX_OPEN_NS.0, max_ns: MAX_OPEN_NS.1 },
+        applies: Applies::Live,
+        per_service: false,
+        default: "60s",
+        meaning: "age at which a request without an answer is given up",
+    },
+    Key {
+        name: "limits.hold",
+        kind: Kind::Duration { min_ns: HOLD_NS.0, max_ns: HOLD_NS.1 },
+        applies: Applies::AtStart,
+        per_service: false,
+        default: "1s",
+        meaning: "how long a finished half waits for its other half and its tree",
+    },
+    limit_at_start("limits.open_requests", "100000", "requests open at once"),
+    limit_at_start("limits.held", "40000", "halves and tree nodes held at once"),
+    limit_at_start("limits.connections", "16384", "connections known at once"),
+    Key {
+        name: "limits.ring_size",
+        kind: Kind::Bytes { min: RING_BYTES.0, max: RING_BYTES.1, power_of_two: true },
+        applies: Applies::AtStart,
+        per_service: false,
+        default: "4MiB",
+        meaning: "size of the ring between the kernel programs and the agent",
     },
 ];
 
