@@ -1,4 +1,5 @@
-//! The agent as one of a fleet: obeys what the store's configuration says of its host, and reports itself there.
+//! The agent as one of a fleet: obeys what the store's configuration says of its host, and reports itself and
+//! its machine there.
 //!
 //! Every [`EVERY`] the newest documents are read, judged as a whole, obeyed, kept on disk as the last good copy, and a
 //! row about this agent is written. What a reader would get wrong: nothing here may stop anything. A store that is
@@ -6,6 +7,7 @@
 
 pub mod addresses;
 pub mod copy;
+pub mod host;
 pub mod obey;
 pub mod report;
 
@@ -26,6 +28,7 @@ use crate::pipeline::{Orders, Question, Running};
 use crate::settings::{self, Settings};
 
 use self::copy::Copy;
+use self::host::{Minutes, Reading};
 use self::obey::Obedience;
 use self::report::{Figures, Reporter};
 
@@ -121,6 +124,7 @@ impl Member {
             copy: self.copy,
             obedience: self.obedience,
             orders: running.orders(),
+            minutes: minutes_of(&info.host),
             figures,
             control: None,
         };
@@ -184,6 +188,11 @@ impl FigureSource {
     }
 }
 
+fn minutes_of(host: &str) -> Minutes {
+    let clocks = read_clocks();
+    Minutes::new(host, Reading::read(Path::new("/proc"), clocks.monotonic_ns), clocks.unix_ns / 1_000_000_000)
+}
+
 /// The thread.
 struct Task {
     store: StoreUrl,
@@ -192,6 +201,7 @@ struct Task {
     orders: Orders,
     figures: FigureSource,
     reporter: Reporter,
+    minutes: Minutes,
     control: Option<Box<dyn Control>>,
 }
 
@@ -200,12 +210,34 @@ impl Task {
         loop {
             self.look().await;
             self.report(false).await;
+            self.report_host().await;
             tokio::select! {
                 _ = &mut stopped => break,
                 () = tokio::time::sleep(EVERY) => {}
             }
         }
         self.report(true).await;
+        self.minutes.close();
+        self.store_minutes().await;
+    }
+
+    /// Looks at the machine, and stores the minute that is over.
+    async fn report_host(&mut self) {
+        let clocks = read_clocks();
+        self.minutes
+            .add(Reading::read(Path::new("/proc"), clocks.monotonic_ns), clocks.unix_ns / 1_000_000_000);
+        self.store_minutes().await;
+    }
+
+    async fn store_minutes(&mut self) {
+        let Some(control) = &self.control else { return };
+        while let Some(minute) = self.minutes.waiting().first() {
+            match tokio::time::timeout(ANSWER_WITHIN, control.report_host(minute)).await {
+                Ok(Ok(())) => self.minutes.stored(),
+                // It waits for the next time.
+                Ok(Err(_)) | Err(_) => return,
+            }
+        }
     }
 
     /// Reads what the store says, and obeys.

@@ -3,11 +3,15 @@
 //! What a reader would get wrong: a row is the agent's own word, by its own clock; one that does not write is not
 //! necessarily down, its store may be away.
 
-use dprof_store::control::{AgentState, ConfigStatus};
+use std::collections::BTreeSet;
+
+use dprof_store::control::{AgentState, ConfigStatus, HostMinute};
 use serde::Serialize;
 
-use crate::args::{Format, FormatArgs};
+use super::hosts;
+use crate::args::{Format, FormatArgs, WindowArgs};
 use crate::context::{Context, Failure};
+use crate::load::Window;
 use crate::render::table::{Cell, Column, Table};
 use crate::render::{Tone, json};
 use crate::units::{self, NS_PER_S};
@@ -24,12 +28,20 @@ pub(crate) struct Args {
     /// Also runs that another run of the same host has followed
     #[arg(long)]
     all: bool,
+    /// What each host did in each minute instead: CPU, run queue, memory, disks, network
+    #[arg(long)]
+    history: bool,
+    #[command(flatten)]
+    window: WindowArgs,
     #[command(flatten)]
     output: FormatArgs,
 }
 
 /// Without a row for this long an agent is silent: seven rows, and what a slow store takes.
 const SILENT_AFTER_NS: u64 = 15 * NS_PER_S;
+
+/// A host's clock may be ahead of ours by so much and its newest minutes are still shown.
+const CLOCK_AHEAD_NS: u64 = 3_600 * NS_PER_S;
 
 /// How an agent is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -65,9 +77,21 @@ struct Agents {
     agents: Vec<AgentRow>,
 }
 
+/// Minutes of hosts. Field names are the JSON schema, with those of [`HostMinute`].
+#[derive(Serialize)]
+struct History {
+    minutes: Vec<HostMinute>,
+}
+
 /// Runs it.
 pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Failure> {
-    let Args { host, all, output } = args;
+    let Args { host, all, history, window, output } = args;
+    if history {
+        return run_history(host, window, output, context).await;
+    }
+    if window.since.is_some() || window.until.is_some() {
+        return Err(Failure::Usage("--since and --until are for --history: an agent has one row".to_owned()));
+    }
     let states = context.control(false).await?.agents(context.now_unix_ns).await?;
     let agents = rows(states, all, host.as_deref(), context.now_unix_ns);
     if let Some(host) = host.filter(|_| agents.is_empty()) {
@@ -88,6 +112,41 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
             context.say(&format!("{}: {note}", agent.state.host));
         }
     }
+    Ok(())
+}
+
+async fn run_history(
+    host: Option<String>,
+    window: WindowArgs,
+    output: FormatArgs,
+    context: &mut Context<'_>,
+) -> Result<(), Failure> {
+    let window = Window::new(window, context.now_unix_ns)?;
+    let control = context.control(false).await?;
+    let hosts: BTreeSet<String> = match host {
+        Some(host) => [host].into(),
+        None => control.agents(context.now_unix_ns).await?.into_iter().map(|agent| agent.host).collect(),
+    };
+    // Open: a host whose clock is ahead is not cut off.
+    let until_ns = if window.until_unix_ns == u64::MAX {
+        context.now_unix_ns.saturating_add(CLOCK_AHEAD_NS)
+    } else {
+        window.until_unix_ns
+    };
+    let mut minutes = Vec::new();
+    for host in hosts {
+        let (since_s, until_s) = (window.since_unix_ns / NS_PER_S, until_ns.div_ceil(NS_PER_S));
+        minutes.extend(control.host_minutes(&host, since_s, until_s).await?);
+    }
+    if output.format == Format::Json {
+        return json::document("host_minutes", &History { minutes }, context.out);
+    }
+    context.say(&window.describe(context.now_unix_ns));
+    if minutes.is_empty() {
+        context.say("no agent has said what its host did then");
+        return Ok(());
+    }
+    hosts::table(&minutes).write(context.screen, context.out)?;
     Ok(())
 }
 
@@ -338,6 +397,43 @@ db-3: takes effect when it is started again: filter.ports
         assert_eq!(json("agents --host db-2 --format json"), ["db-2 silent"]);
         let (code, _, words) = ask(dir.path(), &[], 80, "agents --host db-9");
         assert_eq!((code, words.contains("db-9")), (3, true), "{words}");
+    }
+
+    #[test]
+    fn minutes_of_hosts_are_shown_by_host_and_time() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let url = StoreUrl::Sqlite(dir.path().to_owned());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let control = open_control(&url, true).await.expect("opens");
+            for (host, minutes_ago) in [("db-2", 1), ("db-1", 2), ("db-1", 1), ("db-1", 90)] {
+                let minute_unix_s = NOW / NS_PER_S - minutes_ago * 60;
+                let minute = HostMinute { host: host.to_owned(), minute_unix_s, ..HostMinute::default() };
+                control.report_host(&minute).await.expect("writes");
+            }
+        });
+        let agents = [agent("db-1", 1, 1), agent("db-2", 1, 1)];
+        let rows = |args: &str| {
+            let (code, out, words) = ask(dir.path(), &agents, 120, args);
+            assert_eq!(code, 0, "{words}");
+            let answer: serde_json::Value = serde_json::from_str(&out).expect("json");
+            assert_eq!(answer["kind"], "host_minutes");
+            let rows = answer["minutes"].as_array().expect("rows").iter();
+            rows.map(|row| (row["host"].clone(), row["minute_unix_s"].as_u64().expect("a number")))
+                .map(|(host, minute_s)| {
+                    format!("{} {}", host.as_str().expect("text"), NOW / NS_PER_S - minute_s)
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(rows("agents --history --format json"), ["db-1 120", "db-1 60", "db-2 60"]);
+        assert_eq!(rows("agents --history --host db-1 --since 2h --until 10m --format json"), ["db-1 5400"]);
+        let (_, out, words) = ask(dir.path(), &agents, 120, "agents --history");
+        assert!(
+            out.starts_with("HOST  MINUTE (UTC)") && words.starts_with("the last 1h 00m"),
+            "{out}{words}"
+        );
+        let (code, ..) = ask(dir.path(), &agents, 120, "agents --since 2h");
+        assert_eq!(code, 2);
     }
 
     #[test]

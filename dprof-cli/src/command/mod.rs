@@ -10,6 +10,7 @@ mod dependencies;
 mod export;
 mod fastest_traces;
 mod heatmap;
+mod hosts;
 mod hot_keys;
 mod import;
 mod man;

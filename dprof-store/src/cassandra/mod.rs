@@ -8,6 +8,7 @@
 
 mod admin;
 mod batch_rows;
+mod control;
 mod duration;
 mod edges;
 mod flight;
@@ -44,10 +45,8 @@ pub(crate) async fn open_reader(hosts: &Hosts, keyspace: &str) -> Result<Box<dyn
 }
 
 /// Opens the control side of the keyspace; see [`crate::control::open_control`].
-#[expect(clippy::unused_async, reason = "it will connect")]
 pub(crate) async fn open_control(hosts: &Hosts, keyspace: &str) -> Result<Box<dyn Control>, StoreError> {
-    let at = hosts.names().join(",");
-    Err(StoreError::Unsupported(format!("keyspace {keyspace} at {at} keeps no configuration yet")))
+    Ok(Box::new(control::CassandraControl::open(hosts, keyspace).await?))
 }
 
 /// Whether connections can be made with it.

@@ -59,7 +59,7 @@ pub(crate) struct Table {
 }
 
 /// Every table.
-pub(crate) const TABLES: [Table; 11] = [
+pub(crate) const TABLES: [Table; 15] = [
     Table {
         name: "traces",
         columns: "trace_id blob, part smallint, run_id uuid, seq bigint, start_ns bigint, span_count int, flags int, \
@@ -126,6 +126,33 @@ pub(crate) const TABLES: [Table; 11] = [
                   backend text, started_ns bigint, PRIMARY KEY ((region), run_id)",
         clustering: "",
         life: Life::Names,
+    },
+    Table {
+        name: "config",
+        columns: "scope text, version bigint, head bigint STATIC, body text, hash blob, author text, comment text, \
+                  at timestamp, PRIMARY KEY ((scope), version)",
+        clustering: "CLUSTERING ORDER BY (version DESC) AND ",
+        life: Life::Ever,
+    },
+    Table {
+        name: "config_scopes",
+        columns: "region text, scope text, PRIMARY KEY ((region), scope)",
+        clustering: "",
+        life: Life::Ever,
+    },
+    // Rows of this one and of `host_minutes` say themselves how long they live.
+    Table {
+        name: "agent_states",
+        columns: "region text, host text, run_id uuid, started_ns bigint, seen_ns bigint, state text, \
+                  PRIMARY KEY ((region), host, run_id)",
+        clustering: "",
+        life: Life::Ever,
+    },
+    Table {
+        name: "host_minutes",
+        columns: "day int, host text, minute_s bigint, facts text, PRIMARY KEY ((day, host), minute_s)",
+        clustering: "",
+        life: Life::Ever,
     },
     Table { name: "schema_info", columns: "k text PRIMARY KEY, v text", clustering: "", life: Life::Ever },
 ];

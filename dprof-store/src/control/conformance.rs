@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use dprof_common::settings::{Scope, Values};
 
-use super::{AGENT_LIFE_S, AgentState, Author, Change, Control, Document, change, head};
+use super::{AGENT_LIFE_S, AgentState, Author, Change, Control, Document, HostMinute, change, head};
 use crate::conformance::EPOCH_NS;
 
 fn author(name: &str) -> Author {
@@ -93,4 +93,30 @@ pub async fn check_agents(control: &dyn Control) {
     );
     let later_ns = EPOCH_NS + (AGENT_LIFE_S + 6) * 1_000_000_000;
     assert_eq!(control.agents(later_ns).await.expect("asks"), [agent("b", 1, 9)]);
+}
+
+/// Minutes of a host are found by time, each once, over the edges of days.
+pub async fn check_host_minutes(control: &dyn Control) {
+    // The first minutes of a day, and the last of the one before.
+    let day_s = EPOCH_NS / 1_000_000_000 / 86_400 * 86_400;
+    let minute = |host: &str, minute_unix_s: u64, cpu_share: f64| HostMinute {
+        host: host.to_owned(),
+        minute_unix_s,
+        cpu_share,
+        ..HostMinute::default()
+    };
+    assert_eq!(control.host_minutes("a", 0, u64::MAX / 2).await.expect("asks"), []);
+    for row in [
+        minute("a", day_s - 60, 0.25),
+        minute("a", day_s, 0.5),
+        minute("a", day_s, 0.75),
+        minute("b", day_s, 1.0),
+        minute("a", day_s + 60, 0.0),
+    ] {
+        control.report_host(&row).await.expect("writes");
+    }
+    let found = control.host_minutes("a", day_s - 60, day_s + 60).await.expect("asks");
+    assert_eq!(found, [minute("a", day_s - 60, 0.25), minute("a", day_s, 0.75)]);
+    assert_eq!(control.host_minutes("b", day_s, day_s + 1).await.expect("asks"), [minute("b", day_s, 1.0)]);
+    assert_eq!(control.host_minutes("c", 0, u64::MAX / 2).await.expect("asks"), []);
 }

@@ -1,4 +1,5 @@
-//! What a fleet is told and what it says of itself: configuration by scope, in versions, and a row per agent.
+//! What a fleet is told and what it says of itself: configuration by scope, in versions, a row per agent, and what its host
+//! did in each minute.
 //!
 //! What a reader would get wrong: a document is never changed, only followed by the next; a writer says which one it
 //! has seen, and if another was faster nothing is written. Values are not judged here: the command line does before
@@ -8,13 +9,16 @@ mod agent;
 mod change;
 pub mod conformance;
 mod document;
+mod host;
 
 use async_trait::async_trait;
 use dprof_common::settings::Scope;
 
 pub use agent::{AgentState, Clock, ConfigState, ConfigStatus};
+pub(crate) use change::random;
 pub use change::{Author, Change, ChangeError, change};
 pub use document::{BODY_BYTES_MAX, Document};
+pub use host::{HOST_LIFE_S, HostMinute};
 
 use crate::{StoreError, StoreUrl, cassandra, sqlite};
 
@@ -45,6 +49,17 @@ pub trait Control: Send + Sync {
 
     /// The rows of all agents of the last [`AGENT_LIFE_S`], by host, the newest run first.
     async fn agents(&self, now_unix_ns: u64) -> Result<Vec<AgentState>, StoreError>;
+
+    /// Writes a minute of a host; it replaces what was said of the same minute.
+    async fn report_host(&self, minute: &HostMinute) -> Result<(), StoreError>;
+
+    /// Minutes of a host that start in `since_unix_s..until_unix_s`, the oldest first.
+    async fn host_minutes(
+        &self,
+        host: &str,
+        since_unix_s: u64,
+        until_unix_s: u64,
+    ) -> Result<Vec<HostMinute>, StoreError>;
 }
 
 /// The head of one scope; version 0 if it has none yet.

@@ -13,11 +13,11 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, TransactionBe
 use super::access::Access;
 use super::chunk::sqlite_error;
 use crate::StoreError;
-use crate::control::{AGENT_LIFE_S, AgentState, Control, Document};
+use crate::control::{AGENT_LIFE_S, AgentState, Control, Document, HOST_LIFE_S, HostMinute};
 
 const FILE: &str = "control.db";
 /// `PRAGMA user_version`; newer ones are refused.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// A hundred writers one after the other, each with its disk to wait for.
 const BUSY_WITHIN: Duration = Duration::from_secs(20);
 
@@ -27,6 +27,8 @@ CREATE TABLE IF NOT EXISTS config(scope TEXT NOT NULL, version INTEGER NOT NULL,
     PRIMARY KEY(scope, version)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS agents(host TEXT NOT NULL, run_id TEXT NOT NULL, started_ns INTEGER NOT NULL,
     seen_ns INTEGER NOT NULL, state TEXT NOT NULL, PRIMARY KEY(host, run_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS host_minutes(host TEXT NOT NULL, minute_s INTEGER NOT NULL, facts TEXT NOT NULL,
+    PRIMARY KEY(host, minute_s)) WITHOUT ROWID;
 ";
 
 /// Columns that [`Found::read`] reads, in this order.
@@ -219,6 +221,39 @@ impl Control for SqliteControl {
             select.query_map([since_ns], |row| row.get(0))?.collect()
         })?;
         // One that a newer dprof wrote in another way is left out rather than all of them.
+        Ok(texts.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
+    }
+
+    async fn report_host(&self, minute: &HostMinute) -> Result<(), StoreError> {
+        let facts = serde_json::to_string(minute).map_err(|error| StoreError::Other(error.into()))?;
+        let forgotten_s = minute.minute_unix_s.saturating_sub(HOST_LIFE_S);
+        self.write(|connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            transaction.execute(
+                "INSERT OR REPLACE INTO host_minutes(host, minute_s, facts) VALUES (?1, ?2, ?3)",
+                (&minute.host, minute.minute_unix_s as i64, &facts),
+            )?;
+            transaction.execute(
+                "DELETE FROM host_minutes WHERE host = ?1 AND minute_s < ?2",
+                (&minute.host, forgotten_s as i64),
+            )?;
+            transaction.commit()
+        })
+    }
+
+    async fn host_minutes(
+        &self,
+        host: &str,
+        since_unix_s: u64,
+        until_unix_s: u64,
+    ) -> Result<Vec<HostMinute>, StoreError> {
+        let bound = |unix_s: u64| i64::try_from(unix_s).unwrap_or(i64::MAX);
+        let texts: Vec<String> = self.read(|connection| {
+            let mut select = connection.prepare(
+                "SELECT facts FROM host_minutes WHERE host = ?1 AND minute_s >= ?2 AND minute_s < ?3 ORDER BY minute_s",
+            )?;
+            select.query_map((host, bound(since_unix_s), bound(until_unix_s)), |row| row.get(0))?.collect()
+        })?;
         Ok(texts.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
     }
 }

@@ -239,3 +239,26 @@ fn a_store_that_is_not_there_is_not_made() {
     assert!(matches!(result, Err(Failure::Error(_))), "{result:?}");
     assert!(!none.exists());
 }
+
+#[test]
+fn the_document_lists_every_key_as_the_table_has_it() {
+    let page = include_str!("../../../../docs/configuration.md");
+    let listed: Vec<Vec<&str>> = page
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    let expected: Vec<Vec<String>> = dprof_common::settings::KEYS
+        .iter()
+        .map(|key| {
+            let scopes = if key.per_service { "cluster, service, host" } else { "cluster, host" };
+            let cells = [key.kind.allowed(), key.default.to_owned(), key.applies.name().to_owned()];
+            let name = format!("`{}`", key.name);
+            [name].into_iter().chain(cells).chain([scopes.to_owned(), key.meaning.to_owned()]).collect()
+        })
+        .collect();
+    let shown = |rows: &[Vec<String>]| {
+        rows.iter().map(|row| format!("| {} |", row.join(" | "))).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(listed, expected, "docs/configuration.md must have\n{}", shown(&expected));
+}

@@ -24,6 +24,11 @@ async fn an_agents_row_is_its_last_one() {
     control_conformance::check_agents(&open(&Folder::new(TINY))).await;
 }
 
+#[tokio::test]
+async fn minutes_of_a_host_are_found_by_time() {
+    control_conformance::check_host_minutes(&open(&Folder::new(TINY))).await;
+}
+
 fn block_on<F: Future>(work: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
 }
