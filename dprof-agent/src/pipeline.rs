@@ -19,19 +19,18 @@ use dprof_store::{Batch, Retention, StoreError, Writer};
 use crate::batch::Batcher;
 use crate::clock::{monotonic_ns, read_clocks};
 use crate::deliver::{Delivery, SpoolOptions, deliver};
-use crate::engine::{Engine, EngineCounters, OpenRequest, Output};
+use crate::engine::{Engine, EngineCounters, Output};
 use crate::keep::Word;
 use crate::live::{Live, PUBLISH_EVERY_NS, StoreThread};
 use crate::memory::give_back;
 use crate::privilege;
 use crate::queue::{Popped, Receiver, Sender, queue};
 use crate::report::merge;
-use crate::settings::Settings;
 use crate::source::{Block, Source, SourceCounters};
 use crate::words::{Exchange, WordCounters};
 
-pub use self::orders::Orders;
 use self::orders::ToSource;
+pub use self::orders::{Orders, Question};
 
 /// Bytes of events between source and engine. A burst of 200,000 pipelined commands in a quarter of a second has
 /// 21 MB of events, faster than an engine that shares two cores with them; in steady state next to nothing waits.
@@ -53,30 +52,6 @@ const MAINTAIN_EVERY_NS: u64 = 1_000_000_000;
 
 /// Bytes of events after which free memory is given back at the next pause: a burst is over then.
 const BURST_BYTES: usize = 8 << 20;
-
-/// A question to the running engine, or something else that it is to do from now on.
-#[derive(Debug)]
-pub enum Question {
-    /// Obeys these settings from now on.
-    Obey {
-        /// What.
-        settings: Box<Settings>,
-        /// Told when it does.
-        done: mpsc::SyncSender<()>,
-    },
-    /// Requests that are open, oldest first.
-    OpenRequests {
-        /// At most this many.
-        limit: usize,
-        /// Where the answer goes.
-        answer: mpsc::SyncSender<Vec<OpenRequest>>,
-    },
-    /// Counters now.
-    Counters {
-        /// Where the answer goes.
-        answer: mpsc::SyncSender<EngineCounters>,
-    },
-}
 
 /// What the writer did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -306,9 +281,10 @@ fn read(
             match order {
                 ToSource::PayloadLimit(sock, bytes) => source.set_payload_limit(sock, bytes),
                 // Who asked may have gone away.
-                ToSource::DutyCycle(duty_cycle, done) => {
-                    let _ =
-                        done.send(source.set_duty_cycle(&duty_cycle).map_err(|error| format!("{error:#}")));
+                ToSource::Capture(duty_cycle, rules, done) => {
+                    source.set_service_rules(&rules);
+                    let set = source.set_duty_cycle(&duty_cycle).map_err(|error| format!("{error:#}"));
+                    let _ = done.send(set);
                 }
             }
         }

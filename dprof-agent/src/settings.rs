@@ -6,7 +6,10 @@
 use std::collections::BTreeMap;
 use std::str::FromStr as _;
 
-use dprof_common::settings::{Applies, KEYS, Scope, Scoped, Values, effective, parse_ports};
+use dprof_common::settings::{
+    Applies, KEYS, Scope, Scoped, ServiceName, Values, effective, parse_ports, parse_service_names,
+    service_names_text,
+};
 use dprof_common::units::{parse_bytes, parse_duration, parse_part};
 use dprof_store::Retention;
 
@@ -14,6 +17,7 @@ use crate::args::{Input, Options};
 use crate::keep::{KeepOptions, Triggers};
 use crate::protocol::capture::{Capture, KeyCapture};
 use crate::run::{CONNECTIONS_MAX, HELD_MAX, HOLD_NS, OPEN_REQUESTS_MAX};
+use crate::source::process::ServiceRule;
 use crate::source::window::{DutyCycle, WINDOW_NS_DEFAULT};
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -29,6 +33,8 @@ pub struct Settings {
     pub capture: Capture,
     /// `capture.unknown`
     pub unknown: bool,
+    /// `service.names`
+    pub service_rules: Vec<ServiceRule>,
     /// `limits.max_open`
     pub max_open_ns: u64,
     /// `retention.*`
@@ -58,13 +64,15 @@ impl<'a> Place<'a> {
 impl Settings {
     /// What the options say: in force where nothing is configured.
     pub fn of(options: &Options) -> Self {
+        let kernel = match &options.input {
+            Input::Kernel(kernel) => Some(kernel),
+            Input::Replay(_) => None,
+        };
         let everything = DutyCycle { ratio: 1.0, window_ns: WINDOW_NS_DEFAULT, alone: false };
         Self {
             keep: options.keep.clone(),
-            duty_cycle: match &options.input {
-                Input::Kernel(kernel) => kernel.duty_cycle,
-                Input::Replay(_) => everything,
-            },
+            duty_cycle: kernel.map_or(everything, |kernel| kernel.duty_cycle),
+            service_rules: kernel.map_or_else(Vec::new, |kernel| kernel.service_rules.clone()),
             capture: options.capture,
             unknown: options.unknown,
             max_open_ns: options.max_open_ns,
@@ -77,6 +85,7 @@ impl Settings {
         options.keep = self.keep.clone();
         if let Input::Kernel(kernel) = &mut options.input {
             kernel.duty_cycle = self.duty_cycle;
+            kernel.service_rules.clone_from(&self.service_rules);
         }
         options.capture = self.capture;
         options.unknown = self.unknown;
@@ -109,6 +118,11 @@ impl Settings {
         place.put("capture.keys", KeyCapture::from_str, &mut settings.capture.keys);
         place.put("capture.unknown", str::parse, &mut settings.unknown);
         place.put("limits.max_open", parse_duration, &mut settings.max_open_ns);
+        let rules = |text: &str| {
+            let names = parse_service_names(text).ok_or(())?;
+            Ok::<_, ()>(names.into_iter().map(ServiceRule::from).collect())
+        };
+        place.put("service.names", rules, &mut settings.service_rules);
         let seconds = |text: &str| parse_duration(text).map(|ns| ns / SECOND_NS);
         place.put("retention.max_age", seconds, &mut settings.retention.max_age_s);
         place.put("retention.max_size", parse_bytes, &mut settings.retention.max_bytes);
@@ -140,7 +154,9 @@ pub fn configure_start(options: &mut Options, scoped: &Scoped, host: &str) {
 
 /// Every key as the options have it.
 pub fn values(options: &Options) -> Values {
-    let Settings { keep, duty_cycle, capture, unknown, max_open_ns, retention } = Settings::of(options);
+    let Settings { keep, duty_cycle, capture, unknown, service_rules, max_open_ns, retention } =
+        Settings::of(options);
+    let service_names: Vec<ServiceName> = service_rules.iter().map(ServiceName::from).collect();
     let limits = &options.limits;
     let mut values: BTreeMap<&str, String> = BTreeMap::from([
         ("trace.keep_ratio", keep.ratio.to_string()),
@@ -152,6 +168,7 @@ pub fn values(options: &Options) -> Values {
         ("capture.values", capture.values.to_string()),
         ("capture.keys", if capture.keys == KeyCapture::Hash { "hash" } else { "plain" }.to_owned()),
         ("capture.unknown", unknown.to_string()),
+        ("service.names", service_names_text(&service_names)),
         ("limits.max_open", exact_duration(max_open_ns)),
         ("retention.max_age", exact_duration(retention.max_age_s.saturating_mul(SECOND_NS))),
         ("retention.max_size", exact_bytes(retention.max_bytes)),
@@ -260,6 +277,14 @@ mod tests {
         assert_eq!(settings.duty_cycle.window_ns, 2 * SECOND_NS);
         assert_eq!(settings.capture, Capture { values: true, keys: KeyCapture::Hash });
         assert!(settings.unknown);
+        let named = Scoped::from([(
+            Scope::Cluster,
+            Values::from([("service.names".to_owned(), "cart = port:80 comm:x; db = unit:redis".to_owned())]),
+        )]);
+        let rules = base.configured(&named, "web-1").service_rules;
+        assert_eq!(rules.len(), 2);
+        assert_eq!((rules[0].service.as_str(), rules[0].port), ("cart", Some(80)));
+        assert_eq!(ServiceName::from(&rules[1]).conditions, [("unit", "redis".to_owned())]);
         assert_eq!(settings.max_open_ns, 5 * SECOND_NS);
         assert_eq!((settings.retention.max_age_s, settings.retention.max_bytes), (86_400, 1 << 30));
         assert_eq!(base.configured(&Scoped::new(), "web-1"), base);

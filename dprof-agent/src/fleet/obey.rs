@@ -112,6 +112,7 @@ impl Obedience {
         self.state.in_force = self.state.versions.clone();
         self.in_force = documents;
         self.settle(ConfigStatus::InForce, String::new());
+        log::info!("configuration in force: {}", self.described());
     }
 
     /// The same at a start: the options have been changed by what is configured, and are now `started_with`.
@@ -131,13 +132,19 @@ impl Obedience {
         self.settle(status, reason);
     }
 
+    /// Scopes and versions in force, for people.
+    fn described(&self) -> String {
+        let scopes: Vec<String> =
+            self.state.in_force.iter().map(|(scope, version)| format!("{scope} {version}")).collect();
+        if scopes.is_empty() { "nothing".to_owned() } else { scopes.join(", ") }
+    }
+
     fn settle(&mut self, status: ConfigStatus, reason: String) {
         if (self.state.status, &self.state.reason) != (status, &reason) {
-            let scopes: Vec<String> =
-                self.state.in_force.iter().map(|(scope, version)| format!("{scope} {version}")).collect();
-            let in_force = if scopes.is_empty() { "nothing".to_owned() } else { scopes.join(", ") };
+            let in_force = self.described();
             match status {
-                ConfigStatus::InForce => log::info!("configuration in force: {in_force}"),
+                // Said when it is obeyed.
+                ConfigStatus::InForce => {}
                 ConfigStatus::Refused => {
                     log::warn!("configuration refused: {reason}; still in force: {in_force}");
                 }
@@ -165,6 +172,7 @@ mod tests {
             duty_cycle: DutyCycle { ratio: 1.0, window_ns: 500_000_000, alone: false },
             capture: Capture::default(),
             unknown: false,
+            service_rules: Vec::new(),
             max_open_ns: 60_000_000_000,
             retention: Retention::DEFAULT,
         };

@@ -30,6 +30,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use dprof_common::drop_reason::DropReason;
 
+use self::process::ServiceRule;
 use self::window::DutyCycle;
 
 /// Some records, in the order of capture: each a little-endian `u32` length, then that many bytes starting with
@@ -130,6 +131,9 @@ pub trait Source: Send {
     fn set_duty_cycle(&mut self, _duty_cycle: &DutyCycle) -> anyhow::Result<()> {
         Ok(())
     }
+
+    /// Names services by these rules from now on. In a recording they have their names already.
+    fn set_service_rules(&mut self, _rules: &[ServiceRule]) {}
 
     /// Counters so far.
     fn counters(&mut self) -> SourceCounters;

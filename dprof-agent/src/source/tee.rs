@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::process::ServiceRule;
 use super::recording::Recorder;
 use super::window::DutyCycle;
 use super::{Block, ProgramRuns, Source, SourceCounters};
@@ -40,6 +41,10 @@ impl Source for Tee {
 
     fn set_duty_cycle(&mut self, duty_cycle: &DutyCycle) -> anyhow::Result<()> {
         self.source.set_duty_cycle(duty_cycle)
+    }
+
+    fn set_service_rules(&mut self, rules: &[ServiceRule]) {
+        self.source.set_service_rules(rules);
     }
 
     fn counters(&mut self) -> SourceCounters {

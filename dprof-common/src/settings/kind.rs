@@ -1,5 +1,6 @@
 //! What a value may be: its type and range, and the reason when a text is none.
 
+use super::names::{FIELDS, parse_service_names};
 use crate::units::{bytes, duration, parse_bytes, parse_duration, parse_part};
 
 /// What a value is.
@@ -46,6 +47,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// TCP ports, or `all`.
     Ports,
+    /// Names of services and the processes that have them, or `none`.
+    ServiceNames,
 }
 
 /// Ports that fit the programs' table.
@@ -77,6 +80,12 @@ impl Kind {
                 format!("a size{power} from {} to {}", bytes(*min), bytes(*max))
             }
             Self::Choice(words) => words.join(" or "),
+            Self::ServiceNames => {
+                format!(
+                    "none, or NAME = FIELD:PATTERN FIELD:PATTERN; NAME = …, with fields {}",
+                    FIELDS.join(", ")
+                )
+            }
             Self::Ports => format!("all, or up to {PORTS_MAX} numbers from 1 to 65535 with commas between"),
         }
     }
@@ -109,6 +118,7 @@ impl Kind {
                 Err(_) => Some("is no size"),
             },
             Self::Choice(words) => (!words.contains(&text)).then_some("is none of the words"),
+            Self::ServiceNames => parse_service_names(text).is_none().then_some("is no list of names"),
             Self::Ports => parse_ports(text).is_none().then_some("is no list of ports"),
         };
         wrong.map_or(Ok(()), |why| Err(format!("'{text}' {why}: give {}", self.allowed())))

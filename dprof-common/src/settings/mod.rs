@@ -6,6 +6,7 @@
 
 mod effective;
 mod kind;
+mod names;
 mod scope;
 mod suggest;
 
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 
 pub use effective::{Scoped, check_all, effective};
 pub use kind::{Kind, parse_ports};
+pub use names::{ServiceName, parse_service_names, service_names_text};
 pub use scope::{Scope, ScopeParseError};
 pub use suggest::suggest;
 
@@ -163,6 +165,14 @@ pub const KEYS: &[Key] = &[
         per_service: false,
         default: "all",
         meaning: "only connections with one of these local or peer ports",
+    },
+    Key {
+        name: "service.names",
+        kind: Kind::ServiceNames,
+        applies: Applies::Live,
+        per_service: false,
+        default: "none",
+        meaning: "names of services by their processes, in place of those of the agent's file",
     },
     Key {
         name: "retention.max_age",

@@ -1,3 +1,5 @@
+//! Command lines on a store in a folder: what they print, and what is in force then.
+
 use std::path::Path;
 
 use dprof_common::settings::Values;
