@@ -106,7 +106,7 @@ impl CassandraControl {
             next_head: write(format!("UPDATE {k}.config SET head = ? WHERE scope = ? IF head = ?")).await?,
             report: write(format!(
                 "INSERT INTO {k}.agent_states (region, host, run_id, started_ns, seen_ns, state)
-                 VALUES (?, ?, ?, ?, ?, ?) USING TTL {AGENT_LIFE_S}"
+                 VALUES (?, ?, ?, ?, ?, ?)"
             ))
             .await?,
             host_day: read(format!(
@@ -114,7 +114,7 @@ impl CassandraControl {
             ))
             .await?,
             report_host: write(format!(
-                "INSERT INTO {k}.host_minutes (day, host, minute_s, facts) VALUES (?, ?, ?, ?) USING TTL {HOST_LIFE_S}"
+                "INSERT INTO {k}.host_minutes (day, host, minute_s, facts) VALUES (?, ?, ?, ?)"
             ))
             .await?,
             session,

@@ -9,7 +9,7 @@ use crate::render::json;
 use crate::render::table::{Column, Table};
 
 /// List every key: what may be given, the default, when it takes effect
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     output: FormatArgs,
