@@ -353,8 +353,10 @@ mod tests {
         assert_eq!(
             out,
             "\
-HOST  ADDRESSES  STATE        SEEN     SINCE  CONFIG                      EVENTS/S  SPANS/S   LOST  CLOCK               CPU     KERNEL  BACK END  KERNEL VERSION  VERSION
-db-1  10.0.0.1   silent  1m 01s ago   8m 59s  cluster 3                     12,345    1,000         ± 1.20 ms          3.1%             tp_btf    6.12.1          0.1.0
+HOST  ADDRESSES  STATE         SEEN   SINCE  CONFIG                        EVENTS/S  SPANS/S   LOST  CLOCK              CPU     KERNEL  BACK END  KERNEL VERSION  VERSION
+db-1  10.0.0.1   silent  1m 01s ago  8m 59s  cluster 3                       12,345    1,000         ± 1.20 ms         3.1%             tp_btf    6.12.1          0.1.0
+db-2  10.0.0.1   up      1.00 s ago  9m 59s  refused cluster 4; cluster 3    12,345    1,000  1,235  not synchronised  3.1%             tp_btf    6.12.1          0.1.0
+db-3  10.0.0.1   up      1.00 s ago  9m 59s  cluster 3, restart pending      12,345    1,000         ± 1.20 ms         3.1%  2.50 ms/s  tp_btf    6.12.1          0.1.0
 "
         );
         assert_eq!(

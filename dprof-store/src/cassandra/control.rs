@@ -25,9 +25,10 @@ use super::tables::DAY_S;
 use crate::control::{AGENT_LIFE_S, AgentState, Control, Document, HOST_LIFE_S, HostMinute, random};
 use crate::{Hosts, StoreError};
 
-/// Times that a write is tried whose fate is not known, and the first pause, which doubles.
-const TRIES_MAX: u32 = 6;
-const PAUSE_MS: u64 = 50;
+/// Times that a write is tried whose fate is not known: half a minute of a partition that a hundred writers want.
+const TRIES_MAX: u32 = 20;
+/// First pause, which doubles, and the longest.
+const PAUSE_MS: (u64, u64) = (50, 2_000);
 /// All agents and all scopes are in one partition each: a thousand of either are some hundred kilobytes.
 const REGION: &str = "all";
 
@@ -236,26 +237,30 @@ impl Control for CassandraControl {
             .execute_unpaged(&self.name_scope, (REGION, document.scope.to_string()))
             .await
             .map_err(|error| away("write", &error))?;
-        let (mut pause_ms, mut is_uncertain) = (PAUSE_MS, false);
+        let (mut pause_ms, mut is_uncertain) = (PAUSE_MS.0, false);
         let mut cause = StoreError::Away("Cassandra: not tried".to_owned());
         for _ in 0..TRIES_MAX {
-            match self.try_append(document).await {
-                Ok(result) => {
-                    let applied = is_applied(result)?;
-                    if applied || !is_uncertain {
-                        return Ok(applied);
+            // An earlier try of ours that timed out may be what stands there by now.
+            let found = if is_uncertain { self.is_written(document).await } else { Ok(None) };
+            match found {
+                Ok(Some(ours)) => return Ok(ours),
+                Ok(None) => match self.try_append(document).await {
+                    Ok(result) => {
+                        let applied = is_applied(result)?;
+                        if applied || !is_uncertain {
+                            return Ok(applied);
+                        }
                     }
-                    // An earlier try of ours that timed out may be what stands there.
-                    return Ok(self.is_written(document).await? == Some(true));
-                }
-                Err(error) => cause = away("write a version", &error),
+                    Err(error) => {
+                        cause = away("write a version", &error);
+                        is_uncertain = true;
+                    }
+                },
+                Err(error) => cause = error,
             }
-            is_uncertain = true;
+            // Writers that were in each other's way must not meet again.
             tokio::time::sleep(Duration::from_millis(pause_ms / 2 + random() % pause_ms)).await;
-            pause_ms *= 2;
-            if let Ok(Some(ours)) = self.is_written(document).await {
-                return Ok(ours);
-            }
+            pause_ms = (pause_ms * 2).min(PAUSE_MS.1);
         }
         Err(cause)
     }

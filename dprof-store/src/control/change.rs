@@ -10,8 +10,9 @@ use crate::StoreError;
 
 /// Somebody is always first, so of a hundred writers the last is served after a hundred rounds.
 const TRIES_MAX: u32 = 1_000;
-/// First pause before another try, and the longest: a conditional write takes some milliseconds.
-const PAUSE_MS: (u64, u64) = (5, 640);
+/// First pause before another try, and the longest: a conditional write takes some milliseconds, and a hundred writers
+/// that try again at once keep each other from being done.
+const PAUSE_MS: (u64, u64) = (5, 2_560);
 
 /// Who changes something, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
