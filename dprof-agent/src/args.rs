@@ -33,7 +33,8 @@ use crate::protocol::capture::Capture;
 use crate::source::hooks::{Backend, Events};
 use crate::source::options::{KernelOptions, PAYLOAD_LIMIT_DEFAULT};
 use crate::source::plan::Wish;
-use crate::source::window::{DutyCycle, WINDOW_NS, WINDOW_NS_DEFAULT, parse_ratio};
+use crate::source::window::{DutyCycle, WINDOW_NS_DEFAULT, parse_ratio};
+use dprof_common::settings::{MAX_OPEN_NS, RING_BYTES, WINDOW_NS};
 
 /// Everything went well.
 pub const EXIT_OK: u8 = 0;
@@ -55,12 +56,6 @@ pub const MAX_OPEN_NS_DEFAULT: u64 = 60_000_000_000;
 const NETNS_DIR: &str = "/run/netns";
 /// Where relative cgroup paths start.
 const CGROUP_DIR: &str = "/sys/fs/cgroup";
-/// Smallest ring: one record of the largest size must fit many times.
-const RING_BYTES_MIN: u64 = 64 << 10;
-/// Largest ring: it counts twice in resident size.
-const RING_BYTES_MAX: u64 = 1 << 30;
-/// Bounds of `max_open`: below, slow requests would be cut off; above, a leak of open requests would not end.
-const MAX_OPEN_NS: (u64, u64) = (100_000_000, 3_600_000_000_000);
 /// Clocks further apart than this are a mistake, not a test.
 const CLOCK_OFFSET_NS_MAX: i64 = 366 * 86_400_000_000_000;
 /// Quartz errs by less than 100 ppm; ten times that is still a test.
@@ -99,6 +94,10 @@ struct RunArgs {
     /// Where spans wait while Cassandra is away [default: /var/lib/dprof/spool, at most 1GiB]
     #[arg(long, value_name = "DIR")]
     spool: Option<PathBuf>,
+    /// Where the last good configuration is kept for a start without the store [default: state/ in an embedded store,
+    /// else in the spool's folder]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
     /// Name of this host in spans [default: the host name]
     #[arg(long, value_name = "NAME")]
     host: Option<String>,
@@ -236,6 +235,8 @@ pub struct Options {
     pub retention: Retention,
     /// Where spans wait while a store that can be away is.
     pub spool: SpoolOptions,
+    /// Where the last good configuration is kept; `None`: beside what is stored.
+    pub state: Option<PathBuf>,
     /// Host name in spans; `None`: the machine's, or the recording's.
     pub host: Option<String>,
     /// Labels of the host; with a replay they are added to the recording's.
@@ -368,6 +369,7 @@ fn options(args: RunArgs, config: Config, warnings: Vec<String>) -> Result<Optio
             dir: args.spool.unwrap_or(config.spool.dir),
             bytes_max: config.spool.bytes_max,
         },
+        state: args.state,
         host,
         labels,
         unknown: args.unknown || config.unknown,
@@ -465,7 +467,7 @@ pub(crate) fn check_max_open_ns(name: &str, ns: u64) -> Result<u64, String> {
 
 /// Checks the size of the event ring.
 pub(crate) fn check_ring_bytes(name: &str, bytes: u64) -> Result<u32, String> {
-    if bytes.is_power_of_two() && (RING_BYTES_MIN..=RING_BYTES_MAX).contains(&bytes) {
+    if bytes.is_power_of_two() && (RING_BYTES.0..=RING_BYTES.1).contains(&bytes) {
         return Ok(bytes as u32);
     }
     Err(format!(

@@ -20,17 +20,13 @@ use self::keep::{FileKeep, check_keep};
 use crate::args::{EngineLimits, check_max_open_ns, check_name, check_ring_bytes};
 use crate::deliver::SpoolOptions;
 use crate::source::process::{Pattern, ServiceRule};
+use dprof_common::settings::{COUNT, HOLD_NS};
 use dprof_common::units::{parse_bytes, parse_duration};
 
 /// A file larger than this is not a configuration.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Rules are tried one by one for each new process.
 const SERVICE_RULES_MAX: usize = 1000;
-/// Bounds of counts in `[limits]`: below, ordinary traffic would lose; above, memory would not be bounded.
-const COUNT_RANGE: (u64, u64) = (16, 10_000_000);
-/// Bounds of `limits.hold`.
-const HOLD_NS: (u64, u64) = (10_000_000, 600_000_000_000);
-
 /// Where spans wait while Cassandra is away.
 const SPOOL_DIR_DEFAULT: &str = "/var/lib/dprof/spool";
 /// An hour of 2,000 spans/s, compressed.
@@ -299,7 +295,7 @@ fn optional<T, E: std::fmt::Display>(
 }
 
 fn check_count(name: &str, count: Option<u64>) -> Result<Option<usize>, String> {
-    let (min, max) = COUNT_RANGE;
+    let (min, max) = COUNT;
     match count {
         Some(n) if !(min..=max).contains(&n) => {
             Err(format!("{name}: {n} is out of range: give {min} to {max}"))

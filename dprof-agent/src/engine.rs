@@ -28,6 +28,7 @@ use crate::link::linker::Linker;
 use crate::protocol::capture::Capture;
 use crate::protocol::{ALL, Direction, Parsed, Protocol};
 use crate::rollup::Rollups;
+use crate::settings::Settings;
 use crate::source::Block;
 use crate::span::open::OpenTable;
 use crate::span::times::Clock;
@@ -201,6 +202,17 @@ impl Engine {
     pub fn with_keep(mut self, options: KeepOptions) -> Self {
         self.keeper.set_options(options);
         self
+    }
+
+    /// Obeys these settings from now on. Spans that wait for a word are judged by them too.
+    pub fn obey(&mut self, settings: &Settings) {
+        self.keeper.set_options(settings.keep.clone());
+        self.config.max_open_ns = settings.max_open_ns;
+        self.grammar.unknown = settings.unknown;
+        if self.grammar.capture != settings.capture {
+            self.grammar.capture = settings.capture;
+            self.sockets.values_mut().for_each(|socket| socket.set_capture(settings.capture));
+        }
     }
 
     /// A word of another agent about an RPC of which each sees one end.

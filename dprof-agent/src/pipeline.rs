@@ -5,6 +5,8 @@
 //! closes; every stage just sees the end of its queue. A stage that is too slow costs at one place only: a slow
 //! engine lets the ring fill (the kernel counts), a slow store displaces the oldest batches (counted here).
 
+mod orders;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -12,12 +14,12 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use dprof_common::model::Rollup;
-use dprof_store::{Batch, StoreError, Writer};
+use dprof_store::{Batch, Retention, StoreError, Writer};
 
 use crate::batch::Batcher;
 use crate::clock::{monotonic_ns, read_clocks};
 use crate::deliver::{Delivery, SpoolOptions, deliver};
-use crate::engine::{Engine, EngineCounters, OpenRequest, Output};
+use crate::engine::{Engine, EngineCounters, Output};
 use crate::keep::Word;
 use crate::live::{Live, PUBLISH_EVERY_NS, StoreThread};
 use crate::memory::give_back;
@@ -26,6 +28,9 @@ use crate::queue::{Popped, Receiver, Sender, queue};
 use crate::report::merge;
 use crate::source::{Block, Source, SourceCounters};
 use crate::words::{Exchange, WordCounters};
+
+use self::orders::ToSource;
+pub use self::orders::{Orders, Question};
 
 /// Bytes of events between source and engine. A burst of 200,000 pipelined commands in a quarter of a second has
 /// 21 MB of events, faster than an engine that shares two cores with them; in steady state next to nothing waits.
@@ -47,23 +52,6 @@ const MAINTAIN_EVERY_NS: u64 = 1_000_000_000;
 
 /// Bytes of events after which free memory is given back at the next pause: a burst is over then.
 const BURST_BYTES: usize = 8 << 20;
-
-/// A question to the running engine.
-#[derive(Debug)]
-pub enum Question {
-    /// Requests that are open, oldest first.
-    OpenRequests {
-        /// At most this many.
-        limit: usize,
-        /// Where the answer goes.
-        answer: mpsc::SyncSender<Vec<OpenRequest>>,
-    },
-    /// Counters now.
-    Counters {
-        /// Where the answer goes.
-        answer: mpsc::SyncSender<EngineCounters>,
-    },
-}
 
 /// What the writer did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,6 +133,7 @@ pub struct Stages {
 pub struct Running {
     stop: Arc<AtomicBool>,
     questions: mpsc::Sender<Question>,
+    orders: Orders,
     source: JoinHandle<(SourceCounters, Option<String>)>,
     engine: JoinHandle<Ended>,
     writer: Option<JoinHandle<(StoreCounters, Option<String>)>>,
@@ -158,6 +147,7 @@ pub fn start(stages: Stages) -> anyhow::Result<Running> {
     let (events_in, events_out) = queue::<Block>(EVENTS_BYTES_MAX);
     let (limits_in, limits_out) = mpsc::channel();
     let (questions, asked) = mpsc::channel();
+    let (retention_in, retention) = mpsc::channel();
     let (batches, writer) = match stages.writer {
         None => (None, None),
         Some(mut writer) => {
@@ -169,11 +159,12 @@ pub fn start(stages: Stages) -> anyhow::Result<Running> {
                     let options = Delivery { spool: spool.as_ref(), patient, live: &live };
                     deliver(writer, sender, &batches_out, &options)
                 }
-                None => write(writer, &batches_out, &live),
+                None => write(writer, &batches_out, &retention, &live),
             };
             (Some(batches_in), Some(spawn("dprof-store", store)?))
         }
     };
+    let orders = Orders::new(questions.clone(), limits_in.clone(), retention_in);
     let source = {
         let (source, stop, live) = (stages.source, Arc::clone(&stop), Arc::clone(&live));
         spawn("dprof-source", move || {
@@ -196,7 +187,7 @@ pub fn start(stages: Stages) -> anyhow::Result<Running> {
         };
         spawn("dprof-engine", move || task.run())?
     };
-    Ok(Running { stop, questions, source, engine, writer, live })
+    Ok(Running { stop, questions, orders, source, engine, writer, live })
 }
 
 fn spawn<T: Send + 'static>(
@@ -223,6 +214,11 @@ impl Running {
     /// Where questions to the engine go.
     pub fn questions(&self) -> mpsc::Sender<Question> {
         self.questions.clone()
+    }
+
+    /// The way to change what it obeys.
+    pub fn orders(&self) -> Orders {
+        self.orders.clone()
     }
 
     /// Counters of every stage, now.
@@ -253,7 +249,7 @@ fn read(
     mut source: Box<dyn Source>,
     stop: &AtomicBool,
     events: &Sender<Block>,
-    limits: &mpsc::Receiver<(u64, u32)>,
+    told: &mpsc::Receiver<ToSource>,
     live: &Live,
 ) -> (SourceCounters, Option<String>) {
     // Refused without privilege, and then so be it.
@@ -281,8 +277,16 @@ fn read(
         if !was_empty && events.push_waiting(block, weight).is_err() {
             break;
         }
-        for (sock, bytes) in limits.try_iter() {
-            source.set_payload_limit(sock, bytes);
+        for order in told.try_iter() {
+            match order {
+                ToSource::PayloadLimit(sock, bytes) => source.set_payload_limit(sock, bytes),
+                // Who asked may have gone away.
+                ToSource::Capture(duty_cycle, rules, done) => {
+                    source.set_service_rules(&rules);
+                    let set = source.set_duty_cycle(&duty_cycle).map_err(|error| format!("{error:#}"));
+                    let _ = done.send(set);
+                }
+            }
         }
         // What was in the ring when the stop came is taken too: until it is empty, or, under a load that never
         // ends, until that must have been taken.
@@ -310,7 +314,7 @@ struct Ended {
 struct EngineTask {
     engine: Engine,
     events: Receiver<Block>,
-    limits: mpsc::Sender<(u64, u32)>,
+    limits: mpsc::Sender<ToSource>,
     asked: mpsc::Receiver<Question>,
     batches: Option<Sender<Batch>>,
     peers: Option<(Exchange, mpsc::Receiver<Word>)>,
@@ -343,9 +347,9 @@ impl EngineTask {
                 heard.try_iter().for_each(|word| self.engine.hear(word, &mut out));
                 out.words.drain(..).for_each(|(to, word)| exchange.say(to.ip(), word));
             }
-            for limit in out.payload_limits.drain(..) {
+            for (sock, bytes) in out.payload_limits.drain(..) {
                 // The source may be gone already.
-                let _ = self.limits.send(limit);
+                let _ = self.limits.send(ToSource::PayloadLimit(sock, bytes));
             }
             if self.keep_rollups {
                 kept.extend(out.rollups.iter().cloned());
@@ -364,6 +368,10 @@ impl EngineTask {
                     }
                     Question::Counters { answer } => {
                         let _ = answer.send(self.engine.counters());
+                    }
+                    Question::Obey { settings, done } => {
+                        self.engine.obey(&settings);
+                        let _ = done.send(());
                     }
                 }
             }
@@ -416,6 +424,7 @@ impl EngineTask {
 fn write(
     mut writer: Box<dyn Writer>,
     batches: &Receiver<Batch>,
+    retention: &mpsc::Receiver<Retention>,
     live: &Live,
 ) -> (StoreCounters, Option<String>) {
     let mut counters = StoreCounters::default();
@@ -456,6 +465,9 @@ fn write(
                 Popped::End => break,
             }
             live.publish_store(StoreThread::Writer, counters);
+            if let Some(retention) = retention.try_iter().last() {
+                writer.set_retention(retention);
+            }
             let reading = read_clocks();
             if reading.monotonic_ns >= maintain_due_ns {
                 maintain_due_ns = reading.monotonic_ns + MAINTAIN_EVERY_NS;

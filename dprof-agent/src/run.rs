@@ -24,7 +24,7 @@ use crate::source::replay::Replay;
 use crate::source::tee::Tee;
 use crate::source::{Source, kernel, window};
 use crate::words::{self, Exchange, WordOptions};
-use crate::{control, doctor, metrics, report};
+use crate::{control, doctor, fleet, metrics, report};
 
 /// Requests open at once, over all connections: 100 connections with 1,000 pipelined requests each.
 pub const OPEN_REQUESTS_MAX: usize = 100_000;
@@ -94,6 +94,10 @@ fn run(options: &Options) -> anyhow::Result<u8> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let result = runtime.block_on(async {
         privilege::prepare();
+        let mut configured = options.clone();
+        let host = host_name(options);
+        let member = fleet::join(&mut configured, &host).await;
+        let options = &configured;
         let mut opened = open_source(options)?;
         let backend = opened.source.backend();
         let info = run_info(&opened, backend)?;
@@ -111,6 +115,7 @@ fn run(options: &Options) -> anyhow::Result<u8> {
         });
         let peers = options.peers.as_ref().map(word_options).transpose()?;
         let metrics = options.guard.metrics.map(metrics::bind).transpose()?;
+        member.iter().for_each(fleet::Member::prepare);
         // Everything is open and attached, and no thread has been started.
         give_up_privileges(options, &mut opened)?;
         let mut recorder = None;
@@ -151,11 +156,15 @@ fn run(options: &Options) -> anyhow::Result<u8> {
             started_unix_ns: info.started_unix_ns,
         };
         let _metrics = metrics.map(|metrics| metrics.serve(asked())).transpose()?;
+        let serving = member.map(|member| member.start(&info, &running)).transpose()?;
         let place =
             options.store.as_ref().map_or_else(|| "no store".to_owned(), |url| format!("store {url}"));
         say(&format!("ready: backend {backend}, {place}"));
         if !wait(&running, options.run_for_ns).await? {
             return Ok(EXIT_INTERRUPTED);
+        }
+        if let Some(serving) = serving {
+            serving.stop();
         }
         running.stop();
         let outcome = tokio::select! {
@@ -223,6 +232,7 @@ fn give_up_privileges(options: &Options, opened: &mut Opened) -> anyhow::Result<
         Some(StoreUrl::Cassandra { .. }) => folders.push(options.spool.dir.clone()),
         None => {}
     }
+    folders.extend(options.state.clone());
     folders.extend(options.socket.as_deref().and_then(Path::parent).map(Path::to_owned));
     let watches_kernel = matches!(options.input, Input::Kernel(_));
     let left = privilege::give_up(Needs { watches_kernel, folders: &folders }, opened.source.as_mut())?;
@@ -302,7 +312,7 @@ fn open_source(options: &Options) -> anyhow::Result<Opened> {
             Ok(Opened {
                 source,
                 patient: false,
-                host: options.host.clone().unwrap_or_else(|| fact("/proc/sys/kernel/hostname", "localhost")),
+                host: host_name(options),
                 labels: options.labels.clone(),
                 kernel: fact("/proc/sys/kernel/osrelease", "unknown"),
                 // One that has gone since needs no lock.
@@ -324,6 +334,11 @@ fn open_source(options: &Options) -> anyhow::Result<Opened> {
             })
         }
     }
+}
+
+/// The host's name in spans, unless a recording says another.
+fn host_name(options: &Options) -> String {
+    options.host.clone().unwrap_or_else(|| fact("/proc/sys/kernel/hostname", "localhost"))
 }
 
 fn fact(path: &str, otherwise: &str) -> String {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use dprof_store::control::{Control, open_control};
 use dprof_store::{Reader, StoreError, StoreUrl};
 
 use crate::explain::{Explained, Log};
@@ -119,6 +120,15 @@ impl Context<'_> {
             Some(log) => Arc::new(Explained::new(reader, Arc::clone(log))),
             None => reader,
         })
+    }
+
+    /// Opens the store's control side; `create`: an embedded store that was never configured can be, from now on.
+    pub(crate) async fn control(&self, create: bool) -> Result<Box<dyn Control>, Failure> {
+        match &self.store {
+            Store::Url(url) => Ok(open_control(url, create).await?),
+            #[cfg(test)]
+            Store::Ready(_) => Err(Failure::Usage("this store has no URL".to_owned())),
+        }
     }
 
     /// A command line to type next, on the store that was asked: the default one needs no naming.

@@ -10,7 +10,7 @@ use dprof_common::model::{
     Edge, EvidenceKind, Half, HalfFlags, HalfTimes, HostInfo, KeepReason, Link, MessageId, ProcessInfo,
     Rollup, RootKind, RunId, Span, SpanFlags, SpanId, Status, TraceId,
 };
-use dprof_store::{Answer, Order, Reader, RollupQuery, RunEdge, RunInfo, SpanQuery, StoreError};
+use dprof_store::{Answer, Order, Reader, RollupQuery, RunEdge, RunInfo, SpanQuery, StoreError, StoreUrl};
 
 use crate::command::Command;
 use crate::context::{Context, Failure, Store};
@@ -332,9 +332,25 @@ pub(crate) fn run(store: Memory, width: usize, args: &str) -> (Result<(), Failur
     run_command(Arc::new(store), width, cli.command, cli.explain)
 }
 
+/// The same on a store that has a URL.
+pub(crate) fn run_at(url: StoreUrl, width: usize, args: &str) -> (Result<(), Failure>, String, String) {
+    let args = ["dprof-cli"].into_iter().chain(args.split_whitespace());
+    let cli: crate::args::Cli = clap::Parser::try_parse_from(args).expect("valid arguments");
+    run_on(Store::Url(url), width, cli.command, cli.explain)
+}
+
 /// The same with a command that is parsed already.
 pub(crate) fn run_command(
     store: Arc<dyn Reader>,
+    width: usize,
+    command: Command,
+    explain: bool,
+) -> (Result<(), Failure>, String, String) {
+    run_on(Store::Ready(store), width, command, explain)
+}
+
+fn run_on(
+    store: Store,
     width: usize,
     command: Command,
     explain: bool,
@@ -343,7 +359,7 @@ pub(crate) fn run_command(
     let mut context = Context {
         explain: explain.then(Default::default),
         progress: false,
-        store: Store::Ready(store),
+        store,
         screen: Screen { width: Some(width), height: None, colour: false, unicode: true },
         now_unix_ns: T0 + 600_000_000_000,
         out: &mut out,

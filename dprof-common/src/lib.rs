@@ -2,7 +2,8 @@
 //!
 //! Without features: the records that cross the ring buffer ([`event`]), the configuration that crosses the
 //! other way ([`probe_config`]), causes of loss ([`drop_reason`]) and shared limits ([`limits`]); `no_std`.
-//! With feature `user`: the [`model`] that the agent, the stores and the command line share.
+//! With feature `user`: the [`model`] that the agent, the stores and the command line share, and the [`settings`] of a
+//! running fleet.
 #![cfg_attr(not(feature = "user"), no_std)]
 
 pub mod drop_reason;
@@ -12,5 +13,7 @@ pub mod limits;
 #[cfg(feature = "user")]
 pub mod model;
 pub mod probe_config;
+#[cfg(feature = "user")]
+pub mod settings;
 #[cfg(feature = "user")]
 pub mod units;

@@ -133,6 +133,21 @@ pub fn parse_bytes(text: &str) -> Result<u64, UnitError> {
     Ok(bytes as u64)
 }
 
+/// A part of the whole as `1/16`, `5%` or `0.05`, from `min` to 1.
+pub fn parse_part(text: &str, min: f64) -> Result<f64, UnitError> {
+    let number = |text: &str| text.trim().parse::<f64>().ok();
+    let part = match text.split_once('/') {
+        Some((part, whole)) => number(part).zip(number(whole)).map(|(part, whole)| part / whole),
+        None => match text.trim().strip_suffix('%') {
+            Some(percent) => number(percent).map(|percent| percent / 100.0),
+            None => number(text),
+        },
+    };
+    part.filter(|part| (min..=1.0).contains(part)).ok_or_else(|| {
+        UnitError(format!("'{text}' is no part of the whole: give 1/16, 5% or 0.05, from {min} to 1"))
+    })
+}
+
 /// A duration for people, three digits: `950 ns`, `1.23 ms`, `59.9 s`, `1m 05s`, `2h 03m`, `3d 04h`.
 pub fn duration(ns: u64) -> String {
     if ns < 1_000 {

@@ -1,5 +1,5 @@
 //! Where spans are kept: one pair of traits ([`Writer`], [`Reader`]), an embedded store ([`sqlite`]) and
-//! [`cassandra`], behind a [`StoreUrl`].
+//! [`cassandra`], behind a [`StoreUrl`]; and beside them what a fleet is told and says of itself ([`control`]).
 //!
 //! What a reader would get wrong: a row holds what *one agent run* flushed of an RPC. The same RPC may have
 //! another row from another host; readers merge them by span id ([`dprof_common::model::Span::merge`]), so every
@@ -7,6 +7,7 @@
 
 pub mod cassandra;
 pub mod conformance;
+pub mod control;
 mod credentials;
 mod edge_rows;
 mod hosts;
@@ -248,6 +249,9 @@ pub trait Writer: Send {
 
     /// Housekeeping, called about once a second: seal, expire, checkpoint.
     async fn maintain(&mut self, now_unix_ns: u64) -> Result<(), StoreError>;
+
+    /// Keeps what is stored for so long and so much of it from now on, where that is this store's to say.
+    fn set_retention(&mut self, _retention: Retention) {}
 
     /// Makes everything written durable and readable without a log to recover.
     async fn close(self: Box<Self>) -> Result<(), StoreError>;

@@ -3,7 +3,7 @@
 use super::option;
 use crate::config;
 use crate::keep::KeepOptions;
-use crate::source::window::parse_part;
+use dprof_common::units::parse_part;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct KeepArgs {
@@ -31,7 +31,7 @@ impl KeepArgs {
             slow: config.slow.unwrap_or(default.slow),
             errors: config.errors.unwrap_or(default.errors),
             budget_per_s: budget.or(config.budget_per_s).unwrap_or(default.budget_per_s),
-            has_peers: false,
+            ..default
         })
     }
 }

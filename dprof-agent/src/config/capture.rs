@@ -5,7 +5,8 @@ use serde::Deserialize;
 use super::{FilePart, optional};
 use crate::args::check_duration_in;
 use crate::protocol::capture::Capture as Kept;
-use crate::source::window::{WINDOW_NS, parse_ratio};
+use crate::source::window::parse_ratio;
+use dprof_common::settings::WINDOW_NS;
 use dprof_common::units::parse_duration;
 
 /// Keys of the section.

@@ -3,13 +3,11 @@
 use serde::Deserialize;
 
 use super::{FilePart, optional};
-use crate::source::window::parse_part;
+use dprof_common::settings::BUDGET_PER_S_MAX;
+use dprof_common::units::parse_part;
 
 /// Keys of the section.
 pub(super) const KEYS: &[&str] = &["keep_ratio", "keep_slow", "keep_errors", "keep_budget_per_s"];
-
-/// Bounds of `trace.keep_budget_per_s`.
-const BUDGET_PER_S_MAX: f64 = 100_000.0;
 
 /// What the section says; overridden by the options of the same meaning.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

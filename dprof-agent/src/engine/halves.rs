@@ -192,12 +192,13 @@ impl Engine {
         for open in self.open.iter().filter(|open| is_due(open) && !waits(open)) {
             if let Some((trace, is_fragment)) = window.trace_of(open.span_id, now_ns) {
                 let operation = operation_number(&open.process.service, &open.request.message.operation);
-                long.push(LongOpen { trace, is_fragment, operation });
+                let process = Arc::clone(&open.process);
+                long.push(LongOpen { trace, is_fragment, operation, process });
             }
         }
         self.keep(out, |keeper, settled, out, now_ns| {
             keeper.sift(settled, out, now_ns);
-            for long in long {
+            for long in &long {
                 keeper.keep_long(long, out, now_ns);
             }
             keeper.expire(out, now_ns);

@@ -16,11 +16,12 @@ mod threshold;
 mod top;
 mod tree;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash as _, Hasher as _};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use dprof_common::model::{KeepReason, Span, SpanFlags, SpanId, TraceId};
+use dprof_common::model::{KeepReason, ProcessInfo, Span, SpanFlags, SpanId, TraceId};
 use rustc_hash::{FxHashMap, FxHasher};
 
 use budget::Budgets;
@@ -45,11 +46,47 @@ pub struct KeepOptions {
     /// Whether other agents are told and tell. Without, a part of a trace whose root is on another host is kept by
     /// the hash of its own id.
     pub has_peers: bool,
+    /// Services for which something else is said of what matters.
+    pub by_service: BTreeMap<String, Triggers>,
+}
+
+/// What matters whatever the ratio says; the fields are those of [`KeepOptions`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Triggers {
+    /// Whether what was slow is kept.
+    pub slow: bool,
+    /// Whether what failed is kept.
+    pub errors: bool,
+    /// Traces per second and operation.
+    pub budget_per_s: f64,
 }
 
 impl Default for KeepOptions {
     fn default() -> Self {
-        Self { ratio: 1.0, slow: true, errors: true, budget_per_s: 10.0, has_peers: false }
+        Self {
+            ratio: 1.0,
+            slow: true,
+            errors: true,
+            budget_per_s: 10.0,
+            has_peers: false,
+            by_service: BTreeMap::new(),
+        }
+    }
+}
+
+impl KeepOptions {
+    /// What matters of a service.
+    fn triggers(&self, service: &str) -> Triggers {
+        let Self { slow, errors, budget_per_s, .. } = *self;
+        let of_all = Triggers { slow, errors, budget_per_s };
+        if self.by_service.is_empty() {
+            return of_all;
+        }
+        self.by_service.get(service).copied().unwrap_or(of_all)
+    }
+
+    fn triggers_of(&self, span: &Span) -> Triggers {
+        self.triggers(span.nearest().map_or("", |half| &half.process.service))
     }
 }
 
@@ -134,13 +171,15 @@ fn operation_of(span: &Span) -> u64 {
 }
 
 /// A request that has been open for long.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct LongOpen {
     pub(crate) trace: TraceId,
     /// Its trace has another name, which is not known here.
     pub(crate) is_fragment: bool,
     /// Its [`operation_number`].
     pub(crate) operation: u64,
+    /// Whose it is.
+    pub(crate) process: Arc<ProcessInfo>,
 }
 
 impl Keeper {
@@ -194,7 +233,8 @@ impl Keeper {
 
     fn add(&mut self, mut span: Span, out: &mut Vec<Span>, now_ns: u64) {
         let trace = span.trace_id;
-        let trigger = self.trigger(&span, now_ns);
+        let triggers = self.options.triggers_of(&span);
+        let trigger = self.trigger(triggers, &span, now_ns);
         if let Some(word) = self.word_about(&span) {
             self.keep_by_word(trace, &word, span.flags.contains(SpanFlags::FRAGMENT), now_ns);
         }
@@ -203,7 +243,7 @@ impl Keeper {
             fate => fate,
         };
         if fate == Fate::Undecided
-            && let Some(reason) = trigger.filter(|_| self.may_keep(operation_of(&span), now_ns))
+            && let Some(reason) = trigger.filter(|_| self.may_keep(operation_of(&span), triggers, now_ns))
         {
             // What it caused may have been forgotten before it ended.
             if span.duration_ns() >= self.hold_ns {
@@ -225,25 +265,25 @@ impl Keeper {
     }
 
     /// Why the trace of this span is to be kept whatever the ratio says.
-    fn trigger(&mut self, span: &Span, now_ns: u64) -> Option<KeepReason> {
+    fn trigger(&mut self, triggers: Triggers, span: &Span, now_ns: u64) -> Option<KeepReason> {
         let operation = operation_of(span);
         let duration_ns = span.duration_ns();
-        let is_slow = self.options.slow && {
+        let is_slow = triggers.slow && {
             let is_slow = self.thresholds.is_slow(operation, duration_ns, span.link.is_none(), now_ns);
             self.thresholds.add(operation, duration_ns, now_ns);
             is_slow
         };
-        if self.options.errors && span.is_error() {
+        if triggers.errors && span.is_error() {
             return Some(KeepReason::Error);
         }
         if is_slow {
             return Some(KeepReason::Slow);
         }
-        (self.options.slow && self.tops.enters(operation, duration_ns, now_ns)).then_some(KeepReason::Top)
+        (triggers.slow && self.tops.enters(operation, duration_ns, now_ns)).then_some(KeepReason::Top)
     }
 
-    fn may_keep(&mut self, operation: u64, now_ns: u64) -> bool {
-        let is_within = self.budgets.take(operation, self.options.budget_per_s, now_ns);
+    fn may_keep(&mut self, operation: u64, triggers: Triggers, now_ns: u64) -> bool {
+        let is_within = self.budgets.take(operation, triggers.budget_per_s, now_ns);
         self.counters.over_budget += u64::from(!is_within);
         is_within
     }
@@ -274,12 +314,13 @@ impl Keeper {
     }
 
     /// A request has been open for half the hold time: its trace is kept before what it caused is forgotten.
-    pub(crate) fn keep_long(&mut self, long: LongOpen, out: &mut Vec<Span>, now_ns: u64) {
+    pub(crate) fn keep_long(&mut self, long: &LongOpen, out: &mut Vec<Span>, now_ns: u64) {
+        let triggers = self.options.triggers(&long.process.service);
         let is_decided = self.trees.fate(long.trace) != Fate::Undecided;
-        if !self.options.slow || is_decided || is_sampled(long.trace, self.options.ratio) {
+        if !triggers.slow || is_decided || is_sampled(long.trace, self.options.ratio) {
             return;
         }
-        if self.may_keep(long.operation, now_ns) {
+        if self.may_keep(long.operation, triggers, now_ns) {
             self.want(long.trace, KeepReason::Slow, long.is_fragment, now_ns);
             self.settle(long.trace, out);
         }

@@ -61,7 +61,7 @@ impl Bench {
 
     /// Nothing but what the test is about.
     fn quiet(ratio: f64) -> KeepOptions {
-        KeepOptions { ratio, slow: false, errors: true, budget_per_s: 1_000.0, has_peers: false }
+        KeepOptions { ratio, slow: false, errors: true, budget_per_s: 1_000.0, ..KeepOptions::default() }
     }
 
     fn pass(&mut self, ms: u64) {
@@ -162,6 +162,21 @@ fn an_error_storm_stays_in_its_budget() {
 }
 
 #[test]
+fn what_matters_may_be_said_for_a_service_alone() {
+    let quiet = Triggers { slow: false, errors: false, budget_per_s: 0.0 };
+    let mut options = Bench::quiet(0.0);
+    options.by_service = [("shop".to_owned(), quiet)].into();
+    let mut bench = Bench::new(options);
+    bench.add(failed(span(1, 1, BOTH, 1_000)));
+    assert_eq!(bench.kept(), []);
+    let mut options = Bench::quiet(0.0);
+    options.by_service = [("cart".to_owned(), quiet)].into();
+    bench.keeper.set_options(options);
+    bench.add(failed(span(2, 2, BOTH, 1_000)));
+    assert_eq!(bench.kept(), [(2, 2, KeepReason::Error)]);
+}
+
+#[test]
 fn the_slowest_hundredth_of_roots_is_kept() {
     let mut rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut bench = Bench::new(KeepOptions { slow: true, ..Bench::quiet(0.0) });
@@ -204,8 +219,13 @@ fn a_request_open_for_long_keeps_its_trace_before_it_ends() {
     bench.out.clear();
     bench.add(span(1, 2, BOTH, 1_000));
     bench.pass(2_500);
-    let long = LongOpen { trace: SpanId(1).as_root_trace(), is_fragment: false, operation: 7 };
-    bench.keeper.keep_long(long, &mut bench.out, bench.now_ns);
+    let long = LongOpen {
+        trace: SpanId(1).as_root_trace(),
+        is_fragment: false,
+        operation: 7,
+        process: half("shop", "GET /cart", 2 * HOLD_NS, 1_000).process,
+    };
+    bench.keeper.keep_long(&long, &mut bench.out, bench.now_ns);
     assert_eq!(bench.kept(), [(1, 2, KeepReason::Slow)]);
 }
 

@@ -41,6 +41,30 @@ impl Gate {
         self.due_ns
     }
 
+    /// Opens and closes by another schedule from now on; without one it opens for good.
+    pub fn set_schedule(
+        &mut self,
+        schedule: Option<Schedule>,
+        reading: ClockReading,
+        block: &mut BlockBuilder,
+    ) -> anyhow::Result<()> {
+        if schedule == self.schedule {
+            return Ok(());
+        }
+        self.schedule = schedule;
+        if schedule.is_some() {
+            self.due_ns = 0;
+            return self.turn(reading, block);
+        }
+        self.due_ns = u64::MAX;
+        if !self.is_open {
+            self.set(true)?;
+            self.close(block);
+            push(block, reading.monotonic_ns, true);
+        }
+        Ok(())
+    }
+
     /// Turns the flag if an edge is due; an opening edge goes into the stream.
     pub fn turn(&mut self, reading: ClockReading, block: &mut BlockBuilder) -> anyhow::Result<()> {
         let Some(schedule) = self.schedule else { return Ok(()) };

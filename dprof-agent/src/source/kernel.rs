@@ -26,8 +26,9 @@ use super::load::{self, Shape};
 use super::options::KernelOptions;
 use super::plan::{Plan, plan};
 use super::probe::{Probed, probe};
-use super::process::{ProcessTable, Seen};
+use super::process::{ProcessTable, Seen, ServiceRule};
 use super::record::Housekeeping;
+use super::window::DutyCycle;
 use super::{Block, BlockBuilder, ProgramRuns, Source, SourceCounters};
 use crate::clock::{monotonic_ns, read_clocks};
 use crate::memory::give_back;
@@ -339,6 +340,14 @@ impl Source for KernelSource {
             Ok(()) => self.limits_changed = true,
             Err(error) => log::debug!("payload limit of socket {sock} not set: {error}"),
         }
+    }
+
+    fn set_duty_cycle(&mut self, duty_cycle: &DutyCycle) -> anyhow::Result<()> {
+        self.gate.set_schedule(duty_cycle.schedule(), read_clocks(), &mut self.builder)
+    }
+
+    fn set_service_rules(&mut self, rules: &[ServiceRule]) {
+        self.processes.set_rules(rules.to_vec());
     }
 
     fn counters(&mut self) -> SourceCounters {

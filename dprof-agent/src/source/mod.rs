@@ -30,6 +30,9 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use dprof_common::drop_reason::DropReason;
 
+use self::process::ServiceRule;
+use self::window::DutyCycle;
+
 /// Some records, in the order of capture: each a little-endian `u32` length, then that many bytes starting with
 /// an [`EventHeader`](dprof_common::event::EventHeader).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -123,6 +126,14 @@ pub trait Source: Send {
 
     /// Asks for at most `bytes` of payload per call of this socket from now on (soon, not at once).
     fn set_payload_limit(&mut self, sock: u64, bytes: u32);
+
+    /// Captures this part of the time from now on. A recording has been captured already.
+    fn set_duty_cycle(&mut self, _duty_cycle: &DutyCycle) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// Names services by these rules from now on. In a recording they have their names already.
+    fn set_service_rules(&mut self, _rules: &[ServiceRule]) {}
 
     /// Counters so far.
     fn counters(&mut self) -> SourceCounters;

@@ -97,6 +97,14 @@ impl ProcessTable {
         Self::at(Path::new("/proc"), Path::new("/sys/fs/cgroup"), rules)
     }
 
+    /// Names services by these rules from now on: every process is described anew when it is seen next.
+    pub fn set_rules(&mut self, rules: Vec<ServiceRule>) {
+        if self.rules != rules {
+            self.rules = rules;
+            self.known.clear();
+        }
+    }
+
     fn at(proc_dir: &Path, cgroup_dir: &Path, rules: Vec<ServiceRule>) -> Self {
         let own = fs::read_to_string(proc_dir.join("self/cgroup")).unwrap_or_default();
         Self {

@@ -5,6 +5,7 @@
 //! tells nothing (everything inside it would get one name), so it is passed over.
 
 use dprof_common::model::ProcessInfo;
+use dprof_common::settings::ServiceName;
 
 /// Hexadecimal digits of a container id.
 const CONTAINER_ID_DIGITS: usize = 64;
@@ -63,6 +64,41 @@ pub struct ServiceRule {
     pub container: Option<Pattern>,
     /// A port that the process listens on.
     pub port: Option<u16>,
+}
+
+impl From<ServiceName> for ServiceRule {
+    fn from(configured: ServiceName) -> Self {
+        let condition = |field: &str| {
+            let found = configured.conditions.iter().find(|(known, _)| *known == field);
+            found.map(|(_, pattern)| pattern.clone())
+        };
+        Self {
+            comm: condition("comm").map(Pattern),
+            exe: condition("exe").map(Pattern),
+            cmdline: condition("cmdline").map(Pattern),
+            unit: condition("unit").map(Pattern),
+            container: condition("container").map(Pattern),
+            port: condition("port").and_then(|port| port.parse().ok()),
+            service: configured.name,
+        }
+    }
+}
+
+impl From<&ServiceRule> for ServiceName {
+    fn from(rule: &ServiceRule) -> Self {
+        let patterns = [
+            ("comm", &rule.comm),
+            ("exe", &rule.exe),
+            ("cmdline", &rule.cmdline),
+            ("unit", &rule.unit),
+            ("container", &rule.container),
+        ];
+        let conditions = patterns
+            .into_iter()
+            .filter_map(|(field, pattern)| Some((field, pattern.as_ref()?.0.clone())))
+            .chain(rule.port.map(|port| ("port", port.to_string())));
+        Self { name: rule.service.clone(), conditions: conditions.collect() }
+    }
 }
 
 impl ServiceRule {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::process::ServiceRule;
 use super::recording::Recorder;
+use super::window::DutyCycle;
 use super::{Block, ProgramRuns, Source, SourceCounters};
 
 /// A source and its recorder.
@@ -35,6 +37,14 @@ impl Source for Tee {
 
     fn set_payload_limit(&mut self, sock: u64, bytes: u32) {
         self.source.set_payload_limit(sock, bytes);
+    }
+
+    fn set_duty_cycle(&mut self, duty_cycle: &DutyCycle) -> anyhow::Result<()> {
+        self.source.set_duty_cycle(duty_cycle)
+    }
+
+    fn set_service_rules(&mut self, rules: &[ServiceRule]) {
+        self.source.set_service_rules(rules);
     }
 
     fn counters(&mut self) -> SourceCounters {

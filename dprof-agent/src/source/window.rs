@@ -4,6 +4,9 @@
 //! epoch. Pure: the caller says what time it is. What a reader would get wrong: a window is opened early and closed
 //! late by the error of the host's clock, so that what another host sees in its window is seen here too.
 
+use dprof_common::settings::DUTY_CYCLE_MIN;
+use dprof_common::units::{UnitError, parse_part};
+
 /// How much of the time is captured, in windows of what length.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DutyCycle {
@@ -18,10 +21,6 @@ pub struct DutyCycle {
 
 /// Length of a window when nothing is said: twenty times a trace of 25 ms.
 pub const WINDOW_NS_DEFAULT: u64 = 500_000_000;
-/// Bounds of the length: below, edges would cut most requests; above, nobody waits for the next.
-pub const WINDOW_NS: (u64, u64) = (20_000_000, 3_600_000_000_000);
-/// Smallest part of the time: a default window every fourteen hours.
-pub const RATIO_MIN: f64 = 1e-5;
 /// A window grows by at most this part of its length at either edge, however bad the clock.
 const GUARD_PART_MAX: u64 = 4;
 
@@ -72,24 +71,8 @@ pub fn refusal(duty_cycle: &DutyCycle, is_synchronised: bool) -> Option<&'static
 }
 
 /// Reads a duty cycle: `1/16`, `0.05`, `5%`.
-pub fn parse_ratio(text: &str) -> Result<f64, String> {
-    parse_part(text, RATIO_MIN)
-}
-
-/// A part of the whole as `1/16`, `5%` or `0.05`, from `min` to 1.
-pub fn parse_part(text: &str, min: f64) -> Result<f64, String> {
-    let number = |text: &str| text.trim().parse::<f64>().ok();
-    let ratio = match text.split_once('/') {
-        Some((part, whole)) => number(part).zip(number(whole)).map(|(part, whole)| part / whole),
-        None => match text.trim().strip_suffix('%') {
-            Some(percent) => number(percent).map(|percent| percent / 100.0),
-            None => number(text),
-        },
-    };
-    match ratio {
-        Some(ratio) if (min..=1.0).contains(&ratio) => Ok(ratio),
-        _ => Err(format!("'{text}' is no part of the whole: give 1/16, 5% or 0.05, from {min} to 1")),
-    }
+pub fn parse_ratio(text: &str) -> Result<f64, UnitError> {
+    parse_part(text, DUTY_CYCLE_MIN)
 }
 
 #[cfg(test)]

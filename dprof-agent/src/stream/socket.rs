@@ -333,6 +333,13 @@ impl Socket {
         parsed.retain(|parsed| !matches!(parsed, Parsed::Lost { .. }));
     }
 
+    /// What may be kept of keys and values from now on.
+    pub(crate) fn set_capture(&mut self, capture: Capture) {
+        if let Speech::Speaking { parser, .. } = &mut self.speech {
+            parser.set_capture(capture);
+        }
+    }
+
     /// The capture window closed or opened.
     pub(crate) fn cut(&mut self, time_ns: u64) {
         self.missed = [true; 2];

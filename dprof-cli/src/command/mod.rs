@@ -1,13 +1,16 @@
 //! The commands. Adding one: a file with `Args` and `run`, and an entry in the list below.
 
+mod agents;
 mod check;
 mod compare;
 mod completions;
+mod config;
 mod critical_path;
 mod dependencies;
 mod export;
 mod fastest_traces;
 mod heatmap;
+mod hosts;
 mod hot_keys;
 mod import;
 mod man;
@@ -65,6 +68,8 @@ commands! {
     export Export,
     import Import,
     tail Tail,
+    agents Agents,
+    config Config,
     store Store,
     top Top,
     completions Completions,

@@ -98,7 +98,10 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
             });
             json::array(rows, context.out)
         }
-        (false, Format::Table) => picture(&tree, &placed, &short_id(trace_id), args.all, context),
+        (false, Format::Table) => {
+            picture(&tree, &placed, &short_id(trace_id), args.all, context)?;
+            super::hosts::write_beside(&answer.rows, context).await
+        }
     }
 }
 

@@ -176,6 +176,13 @@ pub(super) async fn keyspace(session: &Session, name: &str) -> Result<Option<Key
     Ok(Some(Keyspace { replication: replication.unwrap_or(0), info }))
 }
 
+/// Whether the keyspace has this table: later ones came without another version of the schema.
+pub(super) async fn has_table(session: &Session, keyspace: &str, table: &str) -> Result<bool, StoreError> {
+    let select = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = ?";
+    let found: Vec<(String,)> = query(session, select, (keyspace, table)).await?;
+    Ok(!found.is_empty())
+}
+
 /// A keyspace's name inside a statement.
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))

@@ -8,6 +8,7 @@
 
 mod admin;
 mod batch_rows;
+mod control;
 mod duration;
 mod edges;
 mod flight;
@@ -27,6 +28,7 @@ mod tls;
 mod unpack;
 mod writer;
 
+use crate::control::Control;
 use crate::{Hosts, Reader, RunInfo, StoreError, StoreUrl, Writer};
 
 pub use admin::InitOptions;
@@ -40,6 +42,11 @@ pub(crate) fn open_writer(hosts: &Hosts, keyspace: &str, run: &RunInfo) -> Box<d
 /// Connects to the keyspace; see [`crate::open_reader`].
 pub(crate) async fn open_reader(hosts: &Hosts, keyspace: &str) -> Result<Box<dyn Reader>, StoreError> {
     Ok(Box::new(reader::CassandraReader::open(hosts, keyspace).await?))
+}
+
+/// Opens the control side of the keyspace; see [`crate::control::open_control`].
+pub(crate) async fn open_control(hosts: &Hosts, keyspace: &str) -> Result<Box<dyn Control>, StoreError> {
+    Ok(Box::new(control::CassandraControl::open(hosts, keyspace).await?))
 }
 
 /// Whether connections can be made with it.

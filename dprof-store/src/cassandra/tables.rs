@@ -4,6 +4,7 @@
 //! agents is a race), and a TTL counts from the *write*, not from the time of the span.
 
 use super::admin::InitOptions;
+use crate::control::{AGENT_LIFE_S, HOST_LIFE_S};
 
 /// Version of the tables, in `schema_info`. Newer ones are refused.
 pub(crate) const SCHEMA_VERSION: i64 = 2;
@@ -46,6 +47,8 @@ pub(crate) enum Life {
     Hours,
     /// As long as the longest of these: small tables that are written again and again.
     Names,
+    /// Seconds; small tables too.
+    Fixed(u64),
     /// For ever.
     Ever,
 }
@@ -59,7 +62,7 @@ pub(crate) struct Table {
 }
 
 /// Every table.
-pub(crate) const TABLES: [Table; 11] = [
+pub(crate) const TABLES: [Table; 15] = [
     Table {
         name: "traces",
         columns: "trace_id blob, part smallint, run_id uuid, seq bigint, start_ns bigint, span_count int, flags int, \
@@ -127,6 +130,32 @@ pub(crate) const TABLES: [Table; 11] = [
         clustering: "",
         life: Life::Names,
     },
+    Table {
+        name: "config",
+        columns: "scope text, version bigint, head bigint STATIC, body text, hash blob, author text, comment text, \
+                  at timestamp, PRIMARY KEY ((scope), version)",
+        clustering: "CLUSTERING ORDER BY (version DESC) AND ",
+        life: Life::Ever,
+    },
+    Table {
+        name: "config_scopes",
+        columns: "region text, scope text, PRIMARY KEY ((region), scope)",
+        clustering: "",
+        life: Life::Ever,
+    },
+    Table {
+        name: "agent_states",
+        columns: "region text, host text, run_id uuid, started_ns bigint, seen_ns bigint, state text, \
+                  PRIMARY KEY ((region), host, run_id)",
+        clustering: "",
+        life: Life::Fixed(AGENT_LIFE_S),
+    },
+    Table {
+        name: "host_minutes",
+        columns: "day int, host text, minute_s bigint, facts text, PRIMARY KEY ((day, host), minute_s)",
+        clustering: "",
+        life: Life::Fixed(HOST_LIFE_S),
+    },
     Table { name: "schema_info", columns: "k text PRIMARY KEY, v text", clustering: "", life: Life::Ever },
 ];
 
@@ -143,6 +172,7 @@ impl Table {
             Life::Hours => options.ttl_hours_s,
             // A day more: a row that is written once a day covers the day's end.
             Life::Names => options.ttl_s.max(options.ttl_minutes_s).max(options.ttl_hours_s) + DAY_S,
+            Life::Fixed(seconds) => seconds,
             Life::Ever => 0,
         }
     }
@@ -150,7 +180,7 @@ impl Table {
     /// What follows `WITH`, and what `ALTER TABLE` sets anew.
     pub(crate) fn with(&self, options: &InitOptions) -> String {
         let ttl_s = self.ttl_s(options);
-        let compaction = if matches!(self.life, Life::Names | Life::Ever) {
+        let compaction = if matches!(self.life, Life::Names | Life::Fixed(_) | Life::Ever) {
             // Small, and the same rows again and again.
             "{'class': 'LeveledCompactionStrategy'}".to_owned()
         } else {

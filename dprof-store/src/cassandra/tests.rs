@@ -3,16 +3,21 @@
 //! `DPROF_TEST_CASSANDRA` names the contact points of a ring (`cargo xtask cassandra up` prints them); without it
 //! these tests do nothing, and `cargo xtask test` sets it.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 
 use super::{InitOptions, init};
 use crate::conformance::{self, Fixture};
+use crate::control::{conformance as control_conformance, open_control};
 use crate::{Reader, Retention, RunInfo, StoreUrl, Writer, open_reader, open_writer};
 
 /// Names the contact points.
 const VARIABLE: &str = "DPROF_TEST_CASSANDRA";
+
+/// Clients of the hundred writers.
+const CLIENTS: usize = 4;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -78,6 +83,46 @@ fn a_batch_written_again_changes_nothing() {
 #[test]
 fn what_is_written_is_read_at_once() {
     on_a_ring(|url| async move { conformance::check_reading_while_writing(&Keyspace(url)).await });
+}
+
+#[test]
+fn versions_follow_each_other_in_each_scope() {
+    on_a_ring(|url| async move {
+        let control = open_control(&url, false).await.expect("the ring is up");
+        control_conformance::check_versions(&*control).await;
+    });
+}
+
+#[test]
+fn an_agents_row_is_its_last_one() {
+    on_a_ring(|url| async move {
+        let control = open_control(&url, false).await.expect("the ring is up");
+        control_conformance::check_agents(&*control).await;
+    });
+}
+
+#[test]
+fn minutes_of_a_host_are_found_by_time() {
+    on_a_ring(|url| async move {
+        let control = open_control(&url, false).await.expect("the ring is up");
+        control_conformance::check_host_minutes(&*control).await;
+    });
+}
+
+#[test]
+fn a_hundred_writers_lose_no_update_and_the_history_is_complete() {
+    on_a_ring(|url| async move {
+        // A few clients, as people have; each waits for its own writes only.
+        let opened = (0..CLIENTS).map(|_| open_control(&url, false));
+        let clients = futures_util::future::try_join_all(opened).await.expect("the ring is up");
+        let names: BTreeSet<String> = (0..100).map(|number| format!("writer-{number:03}")).collect();
+        let writers = names.iter().enumerate().map(|(number, name)| {
+            let client = &*clients[number % CLIENTS];
+            control_conformance::write_one(client, name)
+        });
+        futures_util::future::join_all(writers).await;
+        control_conformance::check_written_by(&*clients[0], &names).await;
+    });
 }
 
 #[test]

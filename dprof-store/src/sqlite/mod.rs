@@ -1,6 +1,7 @@
 //! The embedded store: a folder of runs, each a folder of SQLite files.
 //!
 //! ```text
+//! DIR/control.db                           configuration of the fleet, and its agents' rows
 //! DIR/locks/netns-4026531840.lock          held by the agent that watches the namespace
 //! DIR/web-1-20261123T093105Z-1f00ab34/     one run of one agent
 //!     run.json  run.lock                   who; held while it runs
@@ -13,6 +14,7 @@
 
 mod access;
 mod chunk;
+mod control;
 mod edges;
 mod expire;
 mod filter;
@@ -34,6 +36,7 @@ mod writer;
 
 use std::path::Path;
 
+use crate::control::Control;
 use crate::{Reader, Retention, RunInfo, StoreError, Writer};
 
 pub(crate) use access::effective_uid;
@@ -53,4 +56,9 @@ pub(crate) fn open_writer(
 /// Opens the store in `dir` for reading; see [`crate::open_reader`].
 pub(crate) fn open_reader(dir: &Path) -> Result<Box<dyn Reader>, StoreError> {
     Ok(Box::new(reader::SqliteReader::open(dir)?))
+}
+
+/// Opens the control side of the store in `dir`; see [`crate::control::open_control`].
+pub(crate) fn open_control(dir: &Path, create: bool) -> Result<Box<dyn Control>, StoreError> {
+    Ok(Box::new(control::SqliteControl::open(dir, create, access::Access::of_process())?))
 }

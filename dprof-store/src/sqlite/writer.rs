@@ -216,6 +216,14 @@ impl Writer for SqliteWriter {
         self.maintain_at(now_unix_ns)
     }
 
+    fn set_retention(&mut self, retention: Retention) {
+        if self.retention != retention {
+            self.retention = retention;
+            // What is now too old or too much goes at once.
+            self.expired_ns = 0;
+        }
+    }
+
     async fn close(self: Box<Self>) -> Result<(), StoreError> {
         self.close_now()
     }

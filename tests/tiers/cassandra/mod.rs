@@ -6,6 +6,7 @@
 
 mod agent;
 mod by_hand;
+mod control;
 mod faults;
 mod secure;
 

@@ -2,6 +2,7 @@
 
 mod between;
 mod calls;
+mod control;
 mod counts;
 mod dnode;
 mod errors;

@@ -79,8 +79,12 @@ impl Payload {
     /// What may be kept of keys and values from now on.
     pub(super) fn set_capture(&mut self, capture: Capture) {
         self.capture = capture;
-        // Readers are told when they are made.
-        self.reader = Reader::Nobody;
+        match &mut self.reader {
+            Reader::Resp(_, embedded) => embedded.set_capture(capture),
+            Reader::Memcached(_, text) => text.parser.set_capture(capture),
+            // Told when it is made.
+            Reader::Nobody => {}
+        }
     }
 
     /// A payload starts.

@@ -1,5 +1,6 @@
 //! The conformance suite on this store, and what only an embedded store must hold.
 
+mod control;
 mod crash;
 mod damage;
 mod expiry;
