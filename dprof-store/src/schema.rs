@@ -54,6 +54,13 @@ CREATE VIEW span_list AS SELECT printf('%016x%016x', trace_hi, trace_lo) AS trac
     FROM chunk, spans LEFT JOIN texts s ON s.id = service LEFT JOIN texts o ON o.id = operation;
 ";
 
+/// Made when a chunk is sealed: nothing is added any more, so an index of all rows costs one sort, and a lookup one
+/// probe instead of one per group. A chunk without them (not sealed yet, or by an older dprof) is read as well.
+pub const SEALED_INDEXES: &str = "
+CREATE INDEX IF NOT EXISTS sealed_by_trace ON spans(trace_lo);
+CREATE INDEX IF NOT EXISTS sealed_by_id ON spans(span_id) WHERE span_id <> trace_lo;
+";
+
 /// The column `bits`: what filters ask about a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bits(pub i64);
