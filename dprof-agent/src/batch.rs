@@ -3,8 +3,9 @@
 //! Pure: the caller says what time it is. What a reader would get wrong: a batch gets its number when it is
 //! formed, and keeps it however often it is written, so writing it twice changes nothing.
 
-use dprof_common::model::{Rollup, Span};
 use dprof_store::Batch;
+
+use crate::engine::Output;
 
 /// Spans in a batch at most: one transaction of some milliseconds.
 pub const SPANS_MAX: usize = 2_000;
@@ -21,15 +22,16 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    /// Adds what the engine gave out at `now_ns` (monotonic), emptying both lists, and gives out every batch that
-    /// is full by then.
-    pub fn add(&mut self, spans: &mut Vec<Span>, rollups: &mut Vec<Rollup>, now_ns: u64) -> Vec<Batch> {
+    /// Adds what the engine gave out at `now_ns` (monotonic), emptying its lists, and gives out every batch that is full
+    /// by then.
+    pub fn add(&mut self, out: &mut Output, now_ns: u64) -> Vec<Batch> {
         let mut full = Vec::new();
         if self.is_empty() {
             self.oldest_ns = now_ns;
         }
-        self.batch.rollups.append(rollups);
-        let mut rest = spans.drain(..);
+        self.batch.rollups.append(&mut out.rollups);
+        self.batch.edges.append(&mut out.edges);
+        let mut rest = out.spans.drain(..);
         loop {
             let room = SPANS_MAX - self.batch.spans.len();
             self.batch.spans.extend(rest.by_ref().take(room));
@@ -52,7 +54,7 @@ impl Batcher {
     }
 
     fn is_empty(&self) -> bool {
-        self.batch.spans.is_empty() && self.batch.rollups.is_empty()
+        self.batch.spans.is_empty() && self.batch.rollups.is_empty() && self.batch.edges.is_empty()
     }
 
     fn form(&mut self) -> Batch {
@@ -63,7 +65,7 @@ impl Batcher {
 
 #[cfg(test)]
 mod tests {
-    use dprof_common::model::{KeepReason, SpanFlags, SpanId};
+    use dprof_common::model::{KeepReason, Span, SpanFlags, SpanId};
 
     use super::*;
 
@@ -89,7 +91,7 @@ mod tests {
     #[test]
     fn batches_are_full_or_old_and_numbered_without_holes() {
         let mut batcher = Batcher::default();
-        let mut add = |n, now| batcher.add(&mut spans(n), &mut Vec::new(), now);
+        let mut add = |n, now| batcher.add(&mut Output { spans: spans(n), ..Output::default() }, now);
         assert!(add(SPANS_MAX - 1, 100).is_empty());
         let full = add(2 * SPANS_MAX + 3, 200);
         assert_eq!(

@@ -16,11 +16,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use dprof_common::drop_reason::DropReason;
-use dprof_common::model::{HostInfo, KeepReason, ProcessInfo, Rollup, Span, SpanId};
+use dprof_common::model::{Edge, HostInfo, KeepReason, ProcessInfo, Rollup, Span, SpanId};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 pub use self::counters::EngineCounters;
 use crate::decode::{Event, decode};
+use crate::edges::Edges;
 use crate::keep::{KeepOptions, Keeper, Word};
 use crate::link::LinkOptions;
 use crate::link::linker::Linker;
@@ -65,6 +66,8 @@ pub struct Output {
     pub spans: Vec<Span>,
     /// What was counted since the last time; a minute may come in parts.
     pub rollups: Vec<Rollup>,
+    /// Calls per caller and callee that were counted since the last time; a minute may come in parts.
+    pub edges: Vec<Edge>,
     /// Payload limits that changed: (socket cookie, bytes per call).
     pub payload_limits: Vec<(u64, u32)>,
     /// Words for the agents that watch these addresses.
@@ -130,6 +133,7 @@ pub struct Engine {
     /// Kept between calls to save allocations.
     settled: Vec<Span>,
     rollups: Rollups,
+    edges: Edges,
     next_message_id: u64,
     last_lost_ns: Option<u64>,
     /// Since when every event was seen: the start, the last loss, the last edge of the capture window.
@@ -173,6 +177,7 @@ impl Engine {
             keeper: Keeper::new(KeepOptions::default(), config.hold_ns, config.held_max),
             settled: Vec::new(),
             rollups: Rollups::default(),
+            edges: Edges::default(),
             next_message_id: 1,
             last_lost_ns: None,
             seen_since_ns: None,
@@ -220,6 +225,7 @@ impl Engine {
         if self.keeper.keeps_all() {
             let before = out.spans.len();
             self.window.take(&mut out.spans);
+            out.spans[before..].iter().for_each(|span| self.edges.add(span));
             self.counters.spans += (out.spans.len() - before) as u64;
         } else {
             self.keep(out, Keeper::sift);
@@ -233,7 +239,9 @@ impl Engine {
         what: impl FnOnce(&mut Keeper, &mut Vec<Span>, &mut Vec<Span>, u64),
     ) {
         let before = out.spans.len();
+        let done = self.settled.len();
         self.window.take(&mut self.settled);
+        self.settled[done..].iter().for_each(|span| self.edges.add(span));
         what(&mut self.keeper, &mut self.settled, &mut out.spans, self.clock.now_ns());
         self.keeper.take_words(&mut out.words);
         self.counters.spans += (out.spans.len() - before) as u64;
@@ -251,6 +259,7 @@ impl Engine {
         self.give_out(out);
         self.keep(out, |keeper, _, out, _| keeper.finish(out));
         self.rollups.take_all(&mut out.rollups);
+        self.edges.take_all(&mut out.edges);
     }
 
     /// Requests that are open now, oldest first.
@@ -298,6 +307,7 @@ impl Engine {
             links_below_min: self.linker.counters().below_min,
             links_overdue: self.linker.counters().overdue,
             link_requests: self.linker.kept().0 as u64,
+            edges_other: self.edges.other(),
             rollups_other: self.rollups.counters().other,
             keys_uncounted: self.rollups.counters().keys_uncounted,
             connections: self.sockets.len() as u64,

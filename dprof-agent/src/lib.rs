@@ -12,6 +12,7 @@ pub mod control;
 pub mod decode;
 pub mod deliver;
 pub mod doctor;
+mod edges;
 pub mod engine;
 mod heavy_hitters;
 pub mod keep;

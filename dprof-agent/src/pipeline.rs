@@ -354,7 +354,7 @@ impl EngineTask {
                 }
             }
             let now_ns = monotonic_ns();
-            let mut full = batcher.add(&mut out.spans, &mut out.rollups, now_ns);
+            let mut full = batcher.add(&mut out, now_ns);
             full.extend(batcher.take_due(now_ns));
             for question in self.asked.try_iter() {
                 // Who asked may have gone away.

@@ -3,7 +3,9 @@
 //! What a reader would get wrong: a half is counted in the minute that it *ended* in, and a minute comes out in
 //! parts, one every few seconds, so that `stats` is never a minute behind: readers add rollups of one key up.
 
-use dprof_common::model::{Half, Rollup, RollupKey, Side};
+use std::sync::Arc;
+
+use dprof_common::model::{Half, ProcessInfo, Rollup, RollupKey, Side};
 use rustc_hash::FxHashMap;
 
 use crate::heavy_hitters::HeavyHitters;
@@ -20,6 +22,8 @@ pub const KEYED_OPERATIONS_MAX: usize = 256;
 pub const OTHER: &str = "(other)";
 /// Counts are given out this often, nanoseconds: what `stats` lags behind.
 const EVERY_NS: u64 = 5_000_000_000;
+/// Places remembered, by process and operation: a host has few that are busy at the same time.
+const LATELY: usize = 16;
 const MINUTE_NS: u64 = 60_000_000_000;
 
 /// Counters of what limits cost.
@@ -36,10 +40,23 @@ pub struct RollupCounters {
 pub struct Rollups {
     /// By minute (seconds since the epoch), then by key without the minute.
     minutes: FxHashMap<u64, Minute>,
+    /// Where halves were counted lately: the next ones are mostly alike.
+    lately: [Option<Place>; LATELY],
     counters: RollupCounters,
     /// Operations whose keys are counted.
     n_keyed: usize,
     due_ns: u64,
+}
+
+/// Where a half is counted.
+#[derive(Debug)]
+struct Place {
+    minute_unix_s: u64,
+    side: Side,
+    process: Arc<ProcessInfo>,
+    operation: String,
+    /// Places of the service in its minute, and of the operation in its service.
+    places: (usize, usize),
 }
 
 /// A rollup and the keys that belong to it.
@@ -80,14 +97,13 @@ struct Minute {
 }
 
 impl<V> Bounded<V> {
-    /// The value of `name`, or of [`OTHER`] when there are `max` and none of this name. The usual case is one look
-    /// into the table and allocates nothing.
-    fn get(&mut self, name: &str, max: usize, beyond: &mut u64, make: impl FnOnce(&str) -> V) -> &mut V {
-        let place = match self.places.get(name) {
+    /// Where the value of `name` is, or that of [`OTHER`] when there are `max` and none of this name. The usual case is
+    /// one look into the table and allocates nothing.
+    fn place(&mut self, name: &str, max: usize, beyond: &mut u64, make: impl FnOnce(&str) -> V) -> usize {
+        match self.places.get(name) {
             Some(place) => *place,
             None => self.add(name, max, beyond, make),
-        };
-        &mut self.values[place]
+        }
     }
 
     #[cold]
@@ -112,20 +128,14 @@ impl Rollups {
     pub fn add(&mut self, side: Side, half: &Half, named: Named) {
         let minute_unix_s = half.times.end_ns / MINUTE_NS * 60;
         let minute = self.minutes.entry(minute_unix_s).or_default();
-        let (service, operation): (&str, &str) = (&half.process.service, &half.operation);
-        let other = &mut self.counters.other;
-        let sides = minute.services.get(service, SERVICES_MAX, other, |_| Operations::default());
-        let operations = &mut sides[usize::from(side == Side::Server)];
-        let counted = operations.get(operation, OPERATIONS_MAX, other, |operation| Counted {
-            rollup: Rollup::new(RollupKey {
-                minute_unix_s,
-                service: service.to_owned(),
-                operation: operation.to_owned(),
-                side,
-                protocol: half.protocol.clone(),
-            }),
-            keys: None,
-        });
+        let slot = Arc::as_ptr(&half.process) as usize >> 6 ^ half.operation.len() ^ (side as usize) << 2;
+        let lately = &mut self.lately[slot % LATELY];
+        let (service, operation) = match lately {
+            Some(place) if place.is_of(minute_unix_s, side, half) => place.places,
+            _ => minute.places(minute_unix_s, side, half, lately, &mut self.counters.other),
+        };
+        let operations = &mut minute.services.values[service][usize::from(side == Side::Server)];
+        let counted = &mut operations.values[operation];
         if named.keys != KeyRanges::NONE || named.value_bytes.is_some() {
             if counted.keys.is_none() && self.n_keyed < KEYED_OPERATIONS_MAX {
                 self.n_keyed += 1;
@@ -161,6 +171,7 @@ impl Rollups {
     /// Gives out everything: the stream ended.
     pub fn take_all(&mut self, out: &mut Vec<Rollup>) {
         self.n_keyed = 0;
+        self.lately = Default::default();
         out.extend(self.minutes.drain().flat_map(|(_, minute)| minute.into_rollups()));
     }
 
@@ -170,7 +181,52 @@ impl Rollups {
     }
 }
 
+impl Place {
+    fn is_of(&self, minute_unix_s: u64, side: Side, half: &Half) -> bool {
+        self.minute_unix_s == minute_unix_s
+            && self.side == side
+            && Arc::ptr_eq(&self.process, &half.process)
+            && self.operation == half.operation
+    }
+}
+
 impl Minute {
+    /// Where a half is counted, by service and operation; notes it in `lately`.
+    fn places(
+        &mut self,
+        minute_unix_s: u64,
+        side: Side,
+        half: &Half,
+        lately: &mut Option<Place>,
+        other: &mut u64,
+    ) -> (usize, usize) {
+        let (service, operation): (&str, &str) = (&half.process.service, &half.operation);
+        let before = *other;
+        let service_place = self.services.place(service, SERVICES_MAX, other, |_| Operations::default());
+        let operations = &mut self.services.values[service_place][usize::from(side == Side::Server)];
+        let operation_place = operations.place(operation, OPERATIONS_MAX, other, |operation| Counted {
+            rollup: Rollup::new(RollupKey {
+                minute_unix_s,
+                service: service.to_owned(),
+                operation: operation.to_owned(),
+                side,
+                protocol: half.protocol.clone(),
+            }),
+            keys: None,
+        });
+        let places = (service_place, operation_place);
+        // What is beyond a limit is counted each time.
+        if *other == before {
+            // Its memory serves again.
+            let mut text = lately.take().map_or_else(String::new, |place| place.operation);
+            text.clear();
+            text.push_str(operation);
+            let process = Arc::clone(&half.process);
+            *lately = Some(Place { minute_unix_s, side, process, operation: text, places });
+        }
+        places
+    }
+
     fn into_rollups(self) -> impl Iterator<Item = Rollup> {
         let counted = self.services.values.into_iter().flatten().flat_map(|operations| operations.values);
         counted.map(|Counted { mut rollup, keys }| {
@@ -182,9 +238,7 @@ impl Minute {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use dprof_common::model::{ProcessInfo, Status};
+    use dprof_common::model::Status;
 
     use super::*;
     use crate::span::testing;

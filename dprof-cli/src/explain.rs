@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use dprof_common::model::{Rollup, Side, Span, SpanId, TraceId};
-use dprof_store::{Answer, HalfQuery, Order, Reader, RollupQuery, RunInfo, SpanPlace, SpanQuery, StoreError};
+use dprof_store::{
+    Answer, HalfQuery, Order, Reader, RollupQuery, RunEdge, RunInfo, SpanPlace, SpanQuery, StoreError,
+};
 
 use crate::clock::Stopwatch;
 use crate::units;
@@ -182,6 +184,14 @@ impl Reader for Explained {
         let watch = Stopwatch::start();
         let answer = self.inner.rollup_sums(query).await?;
         self.log.note(&count_question("sums of counts", query), answer.rows.len(), watch.elapsed_ns());
+        Ok(answer)
+    }
+
+    async fn edges(&self, since_unix_ns: u64, until_unix_ns: u64) -> Result<Answer<RunEdge>, StoreError> {
+        let watch = Stopwatch::start();
+        let answer = self.inner.edges(since_unix_ns, until_unix_ns).await?;
+        let question = format!("counts per caller and callee, {}", window(since_unix_ns, until_unix_ns));
+        self.log.note(&question, answer.rows.len(), watch.elapsed_ns());
         Ok(answer)
     }
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use dprof_common::model::{
-    EvidenceKind, Half, HalfFlags, HalfTimes, HostInfo, KeepReason, Link, MessageId, ProcessInfo, Rollup,
-    RootKind, RunId, Span, SpanFlags, SpanId, Status, TraceId,
+    Edge, EvidenceKind, Half, HalfFlags, HalfTimes, HostInfo, KeepReason, Link, MessageId, ProcessInfo,
+    Rollup, RootKind, RunId, Span, SpanFlags, SpanId, Status, TraceId,
 };
-use dprof_store::{Answer, Order, Reader, RollupQuery, RunInfo, SpanQuery, StoreError};
+use dprof_store::{Answer, Order, Reader, RollupQuery, RunEdge, RunInfo, SpanQuery, StoreError};
 
 use crate::command::Command;
 use crate::context::{Context, Failure, Store};
@@ -213,13 +213,15 @@ impl Rpc {
 pub(crate) struct Memory {
     pub(crate) spans: Vec<Span>,
     pub(crate) rollups: Vec<Rollup>,
+    pub(crate) edges: Vec<RunEdge>,
 }
 
 impl Memory {
-    /// A store of these spans with the rollups of their halves.
+    /// A store of these spans with the rollups of their halves and the edges that they are on.
     pub(crate) fn of(spans: Vec<Span>) -> Self {
         let rollups = Rollup::of(&spans);
-        Self { spans, rollups }
+        let edges = Edge::of(&spans).into_iter().map(|edge| RunEdge { run_id: RunId(1), edge }).collect();
+        Self { spans, rollups, edges }
     }
 }
 
@@ -279,6 +281,14 @@ impl Reader for Memory {
                 .cloned()
                 .collect(),
         ))
+    }
+
+    async fn edges(&self, since_unix_ns: u64, until_unix_ns: u64) -> Result<Answer<RunEdge>, StoreError> {
+        let in_window = |edge: &&RunEdge| {
+            let minute_ns = edge.edge.key.minute_unix_s * 1_000_000_000;
+            minute_ns + 60_000_000_000 > since_unix_ns && minute_ns < until_unix_ns
+        };
+        Ok(answer(self.edges.iter().filter(in_window).cloned().collect()))
     }
 
     async fn runs(&self) -> Result<Vec<RunInfo>, StoreError> {

@@ -289,7 +289,7 @@ fn hostile_names_do_not_reach_the_terminal() {
     let half = Maker::new(&info).half("web", "GET \u{1b}[2J\r/", EPOCH_NS, 1_000);
     let id = dprof_common::model::SpanId(0xabc);
     let spans = vec![span(id.as_root_trace(), id, None, Some(half))];
-    fleet.batches = vec![(0, Batch { seq: 1, spans, rollups: Vec::new() })];
+    fleet.batches = vec![(0, Batch { seq: 1, spans, ..Batch::default() })];
     write(dir.path(), &fleet);
     for args in [
         vec!["slowest-spans", "--since", "all"],

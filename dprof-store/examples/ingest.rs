@@ -164,7 +164,7 @@ async fn main() {
         }
         let is_last = seq == n_spans / batch_spans;
         let rollups = if step_us.is_some() { minutes.count(&spans, is_last) } else { Vec::new() };
-        let batch = Batch { seq, spans, rollups };
+        let batch = Batch { seq, spans, rollups, ..Batch::default() };
         let (start, cpu_start) = (Instant::now(), thread_cpu());
         writer.write(&batch).await.expect("writes");
         if seq % 50 == 0 {

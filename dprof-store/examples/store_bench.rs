@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
-use dprof_common::model::{EvidenceKind, Link, RunId, Side, Span, SpanId, TraceId};
+use dprof_common::model::{Edge, EvidenceKind, Link, RunId, Side, Span, SpanId, TraceId};
 use dprof_store::conformance::{Maker, Random, run, slowest, span};
 use dprof_store::{
     Batch, Reader, Retention, RollupQuery, SpanQuery, StoreError, StoreUrl, open_reader, open_writer,
@@ -113,9 +113,9 @@ async fn main() -> Result<()> {
             continue;
         }
         seq += 1;
-        let rollups = Rollup::of(&spans);
+        let (rollups, edges) = (Rollup::of(&spans), Edge::of(&spans));
         n_written += spans.len() as u64;
-        let batch = Batch { seq, spans: std::mem::take(&mut spans), rollups };
+        let batch = Batch { seq, spans: std::mem::take(&mut spans), rollups, edges };
         let (start, cpu_start) = (Instant::now(), process_cpu());
         match &mut sender {
             Some(sender) => {

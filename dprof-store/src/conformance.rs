@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use dprof_common::model::{
-    EvidenceKind, Half, HalfFlags, HalfTimes, HostInfo, KeepReason, Link, MessageId, ProcessInfo, Rollup,
-    RollupKey, RootKind, RunId, Side, Span, SpanFlags, SpanId, Status, TraceId,
+    Edge, EdgeKey, EvidenceKind, Half, HalfFlags, HalfTimes, HostInfo, KeepReason, Link, MessageId,
+    ProcessInfo, Rollup, RollupKey, RootKind, RunId, Side, Span, SpanFlags, SpanId, Status, TraceId,
 };
 
-use crate::{Answer, Batch, Order, Reader, RollupQuery, RunInfo, SpanQuery, Writer};
+use crate::{Answer, Batch, Order, Reader, RollupQuery, RunEdge, RunInfo, SpanQuery, Writer};
 
 /// 2023-11-14T22:13:20Z, the start of all generated time, nanoseconds.
 pub const EPOCH_NS: u64 = 1_700_000_000_000_000_000;
@@ -273,7 +273,12 @@ impl Fleet {
             let own: Vec<Span> =
                 rows.iter().filter(|(of, _)| *of == idx).map(|(_, span)| span.clone()).collect();
             for (n, spans) in own.chunks(97).enumerate() {
-                let batch = Batch { seq: n as u64 + 1, spans: spans.to_vec(), rollups: Rollup::of(spans) };
+                let batch = Batch {
+                    seq: n as u64 + 1,
+                    spans: spans.to_vec(),
+                    rollups: Rollup::of(spans),
+                    edges: Edge::of(spans),
+                };
                 batches.push((n, idx, batch));
             }
         }
@@ -524,6 +529,37 @@ pub async fn check_rollups(fixture: &dyn Fixture, seed: u64) {
         }
         let rows = complete(reader.rollups(&query).await.expect("answers"));
         assert_eq!(rows, expected.into_values().collect::<Vec<_>>(), "seed {seed}: {query:?}");
+    }
+}
+
+/// Edges are those of the batches of each run, added up; a batch written twice counts once.
+pub async fn check_edges(fixture: &dyn Fixture, seed: u64) {
+    let fleet = Fleet::generate(seed, 400);
+    fleet.write_to(fixture).await;
+    let reader = fixture.reader().await;
+    for (since, until) in [
+        (0, u64::MAX),
+        (EPOCH_NS, EPOCH_NS + 5 * MINUTE_NS),
+        (EPOCH_NS + 90_000_000_000, EPOCH_NS + 90_000_000_001),
+        (1, 2),
+    ] {
+        let mut expected: BTreeMap<(EdgeKey, RunId), Edge> = BTreeMap::new();
+        for (run, batch) in &fleet.batches {
+            for edge in &batch.edges {
+                let minute_ns = edge.key.minute_unix_s.saturating_mul(1_000_000_000);
+                if minute_ns.saturating_add(MINUTE_NS) > since && minute_ns < until {
+                    expected
+                        .entry((edge.key.clone(), fleet.runs[*run].run_id))
+                        .or_insert_with(|| Edge::new(edge.key.clone()))
+                        .merge(edge);
+                }
+            }
+        }
+        let expected: Vec<RunEdge> =
+            expected.into_iter().map(|((_, run_id), edge)| RunEdge { run_id, edge }).collect();
+        assert_eq!(until == 2, expected.is_empty());
+        let rows = complete(reader.edges(since, until).await.expect("answers"));
+        assert_eq!(rows, expected, "seed {seed}: {since}..{until}");
     }
 }
 

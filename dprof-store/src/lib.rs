@@ -8,6 +8,7 @@
 pub mod cassandra;
 pub mod conformance;
 mod credentials;
+mod edge_rows;
 mod hosts;
 mod packed;
 mod rollup_rows;
@@ -28,7 +29,7 @@ pub use hosts::Hosts;
 pub use packed::Packed;
 pub use sqlite::readers_gid;
 
-use dprof_common::model::{Rollup, RunId, Side, Span, SpanId, Status, TraceId};
+use dprof_common::model::{Edge, Rollup, RunId, Side, Span, SpanId, Status, TraceId};
 
 /// Which store, as given by `--store`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -205,6 +206,8 @@ pub struct Batch {
     pub spans: Vec<Span>,
     /// Rollups finished since the last batch. The same key may come again (late halves): readers add them up.
     pub rollups: Vec<Rollup>,
+    /// Edges of the service map, likewise.
+    pub edges: Vec<Edge>,
 }
 
 /// Limits of an embedded store.
@@ -348,6 +351,15 @@ pub struct Answer<T> {
     pub warnings: Vec<String>,
 }
 
+/// An edge, and the run that saw it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunEdge {
+    /// The run.
+    pub run_id: RunId,
+    /// What it saw.
+    pub edge: Edge,
+}
+
 /// Which rollups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RollupQuery {
@@ -409,6 +421,10 @@ pub trait Reader: Send + Sync {
     async fn rollup_sums(&self, query: &RollupQuery) -> Result<Answer<Rollup>, StoreError> {
         self.rollups(query).await
     }
+
+    /// Edges of the service map, of minutes in the window (as [`Reader::rollups`]), one per key and run, in order of
+    /// their keys. What was stored before there were any has none.
+    async fn edges(&self, since_unix_ns: u64, until_unix_ns: u64) -> Result<Answer<RunEdge>, StoreError>;
 
     /// Every run that the store knows, newest first.
     async fn runs(&self) -> Result<Vec<RunInfo>, StoreError>;

@@ -13,7 +13,7 @@ use dprof_common::model::{Span, SpanFlags, Status};
 /// | version | new |
 /// |---|---|
 /// | 1 | |
-/// | 2 | `rollups.keys` (some stores of version 1 have it too) |
+/// | 2 | `rollups.keys` (some stores of version 1 have it too); later `edges`, which older readers pass over |
 pub const SCHEMA_VERSION: i64 = 2;
 
 /// `PRAGMA application_id`: "dpro".
@@ -47,6 +47,9 @@ CREATE TABLE rollups(id INTEGER PRIMARY KEY, minute INTEGER NOT NULL, service IN
     operation INTEGER NOT NULL, side INTEGER NOT NULL, protocol INTEGER NOT NULL, count INTEGER NOT NULL,
     errors INTEGER NOT NULL, sum_ns INTEGER NOT NULL, min_ns INTEGER NOT NULL, max_ns INTEGER NOT NULL,
     request_bytes INTEGER NOT NULL, response_bytes INTEGER NOT NULL, sketch BLOB NOT NULL, keys BLOB);
+-- packed: protobuf, see edge_rows.rs
+CREATE TABLE edges(id INTEGER PRIMARY KEY, minute_min INTEGER NOT NULL, minute_max INTEGER NOT NULL,
+    packed BLOB NOT NULL);
 -- for people with the sqlite3 program
 CREATE VIEW span_list AS SELECT printf('%016x%016x', trace_hi, trace_lo) AS trace_id,
     printf('%016x', span_id) AS span_id, strftime('%Y-%m-%dT%H:%M:%fZ', (base_ns + start) / 1e9, 'unixepoch') AS start,

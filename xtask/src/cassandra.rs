@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand};
-use dprof_tests::cassandra::{self, NODES_MAX, Options, Ring, VERSION, address};
+use dprof_tests::cassandra::{self, NODES_MAX, Options, Ring, VERSION, VERSION_OLD, address};
 use dprof_tests::clock;
 
 use crate::paths;
@@ -109,6 +109,13 @@ impl RunningRing {
         start(steps, options).map(|ring| Self(Some(ring)))
     }
 
+    /// One node of the oldest version that is supported.
+    pub(crate) fn start_old(steps: &Steps) -> Result<Self> {
+        let options =
+            Options { version: VERSION_OLD.to_owned(), warm: false, heap_mb: 256, ..Options::new(1) };
+        start(steps, options).map(|ring| Self(Some(ring)))
+    }
+
     /// One node that asks for a password and a certificate.
     pub(crate) fn start_secure(steps: &Steps) -> Result<Self> {
         let options = Options { secure: true, warm: false, heap_mb: 256, ..Options::new(1) };
@@ -154,9 +161,9 @@ pub(crate) fn fetch(steps: &Steps, version: &str) -> Result<()> {
         fs::rename(folder.join("lib.tmp"), folder.join("lib")).context("mvn copied no jars")?;
     }
     let started = clock::now();
-    let is_new = !folder.join("classes.jsa").is_file();
+    let is_new = !cassandra::has_archive(version)?;
     cassandra::make_archive(version, &|| steps.interrupt().check())?;
-    if is_new {
+    if is_new && cassandra::has_archive(version)? {
         steps.say(&format!("archive of its classes: done in {:.1} s", started.elapsed().as_secs_f64()));
     }
     Ok(())

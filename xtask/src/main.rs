@@ -53,7 +53,7 @@ enum Task {
     /// Put faults into real systems and check that `dprof-cli why` names the cause first
     Drill(drill::Options),
     /// Run every tier of the tests, each within its budget
-    Test,
+    Test(test::Options),
     /// Run the fuzz targets, guided by coverage where a C++ compiler is, else in a seeded loop
     Fuzz(fuzz::Options),
     /// Boot Debian's kernels in virtual machines and run the kernel tier of the tests in each
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
         Task::Cassandra(task) => cassandra::run(task),
         Task::Demo { cassandra } => demo::run(cassandra),
         Task::Drill(options) => drill::run(&options),
-        Task::Test => test::run(),
+        Task::Test(options) => test::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Vm { kernels, small } => vm::run(&kernels, small),
         Task::Check => check::run(),

@@ -11,7 +11,7 @@ use std::{io, thread};
 
 use anyhow::{Context as _, Result, bail};
 
-use dprof_tests::cassandra::VERSION;
+use dprof_tests::cassandra::{VERSION, VERSION_OLD};
 use dprof_tests::clock;
 
 use crate::cassandra::RunningRing;
@@ -37,9 +37,14 @@ enum Ring {
     None,
     /// Three nodes.
     Three,
+    /// One of the oldest version that is supported.
+    Old,
     /// One that asks for a password and a certificate.
     Secure,
 }
+
+/// Asks tests for their long forms.
+const FULL: &str = "DPROF_TEST_FULL";
 
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -67,6 +72,14 @@ const TIERS: &[Tier] = &[
         arguments: &["--lib", "--test", "tiers", "--", "--test-threads=1", "cassandra::"],
         variable: Some("DPROF_TEST_CASSANDRA"),
         ring: Ring::Three,
+    },
+    // The conformance suite once more on the oldest version.
+    Tier {
+        name: "cassandra, old",
+        budget: MINUTE.saturating_mul(3),
+        arguments: &["--lib", "--", "--test-threads=1", "cassandra::tests::"],
+        variable: Some("DPROF_TEST_CASSANDRA"),
+        ring: Ring::Old,
     },
     // The same agent and command line where a password and certificates are asked for.
     Tier {
@@ -104,10 +117,31 @@ struct Row {
     passed: Option<u64>,
 }
 
+/// What to run.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The long forms of tests that have one: minutes without a store in place of seconds. Budgets are four times as long
+    #[arg(long)]
+    full: bool,
+    /// Only the tiers whose names begin like this, after the build
+    #[arg(long, value_name = "NAME")]
+    tier: Option<String>,
+}
+
+impl Options {
+    fn wants(&self, name: &str) -> bool {
+        self.tier.as_ref().is_none_or(|tier| name.starts_with(tier.as_str()))
+    }
+
+    fn budget(&self, budget: Duration) -> Duration {
+        if self.full { budget.saturating_mul(4) } else { budget }
+    }
+}
+
 /// Runs every tier; the first that fails, overruns or runs nothing ends it.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     let mut rows = Vec::new();
-    let result = run_tiers(&mut rows);
+    let result = run_tiers(options, &mut rows);
     say("\ntier                   took      budget  tests");
     for row in &rows {
         let passed = row.passed.map_or_else(String::new, |passed| format!("{passed} passed"));
@@ -117,12 +151,13 @@ pub(crate) fn run() -> Result<()> {
     result
 }
 
-fn run_tiers(rows: &mut Vec<Row>) -> Result<()> {
+fn run_tiers(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
     let started = clock::now();
     let steps = Steps::new()?;
     let kernels = build::everything_beside(&steps, Need::TEST, || {
         cassandra::fetch(&steps, VERSION)?;
         bench::zipkin::fetch(&steps)?;
+        cassandra::fetch(&steps, VERSION_OLD)?;
         vm::fetch(&steps)
     })?;
     let took = started.elapsed();
@@ -130,53 +165,69 @@ fn run_tiers(rows: &mut Vec<Row>) -> Result<()> {
     if took > BUILD_BUDGET {
         bail!("set-up and build took {} s, more than their budget", took.as_secs());
     }
-    let started = clock::now();
-    check::look(&steps)?;
-    rows.push(Row { name: "check", took: started.elapsed(), budget: CHECK_BUDGET, passed: None });
-    if started.elapsed() > CHECK_BUDGET {
-        bail!("the check took {} s, more than its budget", started.elapsed().as_secs());
+    if options.wants("check") {
+        let started = clock::now();
+        check::look(&steps)?;
+        rows.push(Row { name: "check", took: started.elapsed(), budget: CHECK_BUDGET, passed: None });
+        if started.elapsed() > CHECK_BUDGET {
+            bail!("the check took {} s, more than its budget", started.elapsed().as_secs());
+        }
     }
-    for tier in TIERS {
+    for tier in TIERS.iter().filter(|tier| options.wants(tier.name)) {
         let started = clock::now();
         let ring = match tier.ring {
             Ring::None => None,
             Ring::Three => Some(RunningRing::start(&steps)?),
+            Ring::Old => Some(RunningRing::start_old(&steps)?),
             Ring::Secure => Some(RunningRing::start_secure(&steps)?),
         };
         let value = ring.as_ref().map_or_else(|| "1".to_owned(), RunningRing::hosts);
-        let passed = run_tier(tier, &value, started + tier.budget, steps.interrupt())?;
+        let budget = options.budget(tier.budget);
+        let passed = run_tier(tier, &value, options.full, started + budget, steps.interrupt())?;
         if let Some(ring) = ring {
             ring.stop()?;
         }
-        rows.push(Row {
-            name: tier.name,
-            took: started.elapsed(),
-            budget: tier.budget,
-            passed: Some(passed),
-        });
+        rows.push(Row { name: tier.name, took: started.elapsed(), budget, passed: Some(passed) });
         if passed == 0 {
             bail!("tier {}: no test ran", tier.name);
         }
     }
-    let started = clock::now();
-    let passed = vm::small(&steps, &kernels, KERNELS_BUDGET)?;
-    rows.push(Row { name: "kernels", took: started.elapsed(), budget: KERNELS_BUDGET, passed: Some(passed) });
-    let started = clock::now();
-    bench::engine::check(&steps)?;
-    let took = started.elapsed();
-    rows.push(Row { name: "engine's cost", took, budget: COST_BUDGET, passed: None });
-    if took > COST_BUDGET {
-        bail!("counting the engine's instructions took {} s, more than its budget", took.as_secs());
+    if options.wants("kernels") {
+        let started = clock::now();
+        let passed = vm::small(&steps, &kernels, KERNELS_BUDGET)?;
+        let took = started.elapsed();
+        rows.push(Row { name: "kernels", took, budget: KERNELS_BUDGET, passed: Some(passed) });
+    }
+    if options.wants("engine's cost") {
+        let started = clock::now();
+        bench::engine::check(&steps)?;
+        let took = started.elapsed();
+        rows.push(Row { name: "engine's cost", took, budget: COST_BUDGET, passed: None });
+        if took > COST_BUDGET {
+            bail!("counting the engine's instructions took {} s, more than its budget", took.as_secs());
+        }
+    }
+    if rows.len() < 2 {
+        bail!("there is no tier '{}'", options.tier.as_deref().unwrap_or_default());
     }
     Ok(())
 }
 
 /// Runs one tier until `deadline`; how many tests passed.
-fn run_tier(tier: &Tier, value: &str, deadline: Instant, interrupt: &Interrupt) -> Result<u64> {
+fn run_tier(
+    tier: &Tier,
+    value: &str,
+    is_full: bool,
+    deadline: Instant,
+    interrupt: &Interrupt,
+) -> Result<u64> {
     let mut command = Command::new("cargo");
     command.current_dir(paths::root()).args(["test", "--workspace"]).args(tier.arguments);
     if let Some(variable) = tier.variable {
         command.env(variable, value);
+    }
+    if is_full {
+        command.env(FULL, "1");
     }
     // In a process group of its own, so that cargo and the test binary can be ended together.
     let mut child = command.process_group(0).stdout(Stdio::piped()).spawn().context("start cargo test")?;

@@ -258,12 +258,21 @@ impl Engine {
         socket.worth.judge(chunk.size, parsed.len());
         self.parsed(socket, Some(chunk), &mut parsed);
         self.parsed = parsed;
+        if socket.is_unproven && direction == Direction::In {
+            self.doubt(chunk.call.tgid);
+        }
         socket.positions.advance(direction, chunk.end());
         socket.trim();
         if let Some(bytes) = socket.changed_payload_limit() {
             self.counters.unrecognised += u64::from(socket.newly_unrecognised());
             out.payload_limits.push((socket.cookie, bytes));
         }
+    }
+
+    /// A process read what may have been requests: for a while nothing is certain there.
+    pub(super) fn doubt(&mut self, tgid: u32) {
+        let now_ns = self.clock.now_ns();
+        self.linker.joined(tgid, now_ns, now_ns);
     }
 
     /// Who listens on the port is the accepting side. A peer of this host is looked up in every namespace.
@@ -373,5 +382,6 @@ impl Engine {
             self.keep_long_open(out);
         }
         self.rollups.take_due(now_ns, &mut out.rollups);
+        self.edges.take_due(now_ns, &mut out.edges);
     }
 }

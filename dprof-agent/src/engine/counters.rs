@@ -137,6 +137,8 @@ counters! {
     links_overdue,
     /// Gauge: requests that calls can be linked to, those answered a moment ago included.
     link_requests,
+    /// Calls counted under a caller and callee `(other)`.
+    edges_other,
     /// Halves counted under an operation or service `(other)`.
     rollups_other,
     /// Halves whose keys were not counted: too many operations have some.

@@ -133,6 +133,12 @@ impl Engine {
             socket.role = if side == Side::Client { Role::Active } else { Role::Passive };
             socket.role_guessed = true;
         }
+        if std::mem::take(&mut socket.is_unproven)
+            && side == Side::Server
+            && request.message.start != socket.joined_at
+        {
+            self.doubt(request.last.tgid);
+        }
         let idle_ns = socket.last_call_ns.saturating_sub(socket.previous_call_ns);
         if request.message.correlation == Correlation::Fifo && !socket.pairing.is_known_at_request(idle_ns) {
             self.counters.window_dropped += 1;

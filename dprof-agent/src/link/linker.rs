@@ -25,10 +25,9 @@ use super::thread::{self, SameThread};
 use super::{Certainty, Evidence, Observation};
 use crate::stream::Chunk;
 
-/// What a process had read before the agent saw everything may still be under way for this long: nothing is certain.
+/// What a process had read before the agent saw everything, or what could not be told to be no request, may still be
+/// under way for this long: nothing is certain.
 const JOINED_NS: u64 = LATE_NS;
-/// And so may, for this long, what comes with the first sign of a connection that is older.
-const FIRST_SIGN_NS: u64 = 10_000_000;
 
 /// Decides on causes.
 pub struct Linker {
@@ -276,8 +275,10 @@ impl Linker {
 
     /// A connection of the process is older than what is known of it, which is everything from `since_ns` on.
     pub(crate) fn joined(&mut self, tgid: u32, since_ns: u64, now_ns: u64) {
-        let until_ns = since_ns.saturating_add(JOINED_NS).max(now_ns.saturating_add(FIRST_SIGN_NS));
-        self.table.doubt_until(tgid, until_ns);
+        let until_ns = since_ns.saturating_add(JOINED_NS);
+        if until_ns > now_ns {
+            self.table.doubt_until(tgid, until_ns);
+        }
     }
 
     /// Bytes were read or sent.

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dprof_common::model::{Half, HalfFlags, HalfTimes, HostInfo, MessageId, ProcessInfo, RunId, Status};
+use dprof_common::model::{
+    Half, HalfFlags, HalfTimes, HostInfo, KeepReason, MessageId, ProcessInfo, RunId, Span, SpanFlags, SpanId,
+    Status,
+};
 
 /// A half of `operation` by a process of `service` that ended well at `end_ns`.
 pub(crate) fn half(service: &str, operation: &str, end_ns: u64, duration_ns: u64) -> Half {
@@ -32,5 +35,21 @@ pub(crate) fn half(service: &str, operation: &str, end_ns: u64, duration_ns: u64
         retransmits: 0,
         srtt_us: 0,
         connect_ns: None,
+    }
+}
+
+/// A span of these halves.
+pub(crate) fn span(client: Option<Half>, server: Option<Half>) -> Span {
+    Span {
+        trace_id: SpanId(1).as_root_trace(),
+        span_id: SpanId(1),
+        link: None,
+        further_links: Vec::new(),
+        root: None,
+        flags: SpanFlags::default(),
+        probability: 1.0,
+        reason: KeepReason::Ratio,
+        client,
+        server,
     }
 }

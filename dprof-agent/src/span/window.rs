@@ -31,6 +31,10 @@ const QUEUE_SLACK: usize = 1024;
 /// Calls told of their trace when their cause settles late; further ones take their cause's id.
 const TOLD_MAX: usize = 1024;
 
+/// Inner RPCs that have left and whose trace is remembered, by the low bits of their id (a power of two): a call may be
+/// decided on, or even made, after its cause left. A second is plenty of time for it, and this a second of 8,000 RPCs.
+const GONE_MAX: usize = 8 * 1024;
+
 /// What is known of an RPC when its request is first seen at one end.
 #[derive(Debug)]
 pub(crate) struct Sight {
@@ -112,6 +116,8 @@ pub(crate) struct Window {
     unsettled: Vec<SpanId>,
     /// Spans that are done with, until the engine takes them.
     ready: Vec<Span>,
+    /// Traces of inner RPCs that have left; empty until there is one.
+    gone: Vec<(SpanId, Trace)>,
     settle_ns: u64,
     held_max: usize,
     counters: WindowCounters,
@@ -136,6 +142,7 @@ impl Window {
             n_queued: 0,
             unsettled: Vec::new(),
             ready: Vec::new(),
+            gone: Vec::new(),
             settle_ns: hold_ns.min(SETTLE_NS),
             held_max,
             counters: WindowCounters::default(),
@@ -382,6 +389,9 @@ impl Window {
         let (trace, _) = self.resolve(span_id, now_ns);
         let Some(node) = self.nodes.remove(&span_id) else { return };
         self.n_queued -= usize::from(node.queued_until_ns.is_some());
+        if node.server_seen && trace.id != span_id.as_root_trace() {
+            self.remember(span_id, trace);
+        }
         let mut told = node.untold;
         while let Some(child) = told.pop() {
             if let Some(child) = self.nodes.get_mut(&child)
@@ -423,13 +433,28 @@ impl Window {
         self.ready.push(span);
     }
 
+    /// What leaves may be named as a cause later.
+    fn remember(&mut self, span_id: SpanId, trace: Trace) {
+        if self.gone.is_empty() {
+            let nobody = (SpanId(0), Trace { id: TraceId(0), is_fragment: false });
+            self.gone.resize(GONE_MAX, nobody);
+        }
+        self.gone[span_id.0 as usize % GONE_MAX] = (span_id, trace);
+    }
+
+    /// The trace of an RPC that is not here any more, or never was.
+    fn trace_of_gone(&self, span_id: SpanId) -> Trace {
+        let found = self.gone.get(span_id.0 as usize % GONE_MAX).filter(|(gone, _)| *gone == span_id);
+        found.map_or(Trace { id: span_id.as_root_trace(), is_fragment: false }, |(_, trace)| *trace)
+    }
+
     /// The trace of `span_id` as known now, and whether that is settled.
     fn resolve(&mut self, span_id: SpanId, now_ns: u64) -> (Trace, bool) {
         let mut topmost = span_id;
         let mut result = (Trace { id: span_id.as_root_trace(), is_fragment: false }, true);
         for _ in 0..DEPTH_MAX {
             let Some(node) = self.nodes.get(&topmost) else {
-                result.0 = Trace { id: topmost.as_root_trace(), is_fragment: false };
+                result.0 = self.trace_of_gone(topmost);
                 break;
             };
             if let Some(trace) = node.trace {

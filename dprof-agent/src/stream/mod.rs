@@ -88,3 +88,21 @@ impl Chunk<'_> {
         }
     }
 }
+
+/// Feeds `size` bytes of which `bytes` were captured.
+pub(crate) fn speak(
+    parser: &mut dyn crate::protocol::Parser,
+    direction: Direction,
+    start: u64,
+    size: u64,
+    bytes: &[u8],
+    parsed: &mut Vec<crate::protocol::Parsed>,
+) {
+    let seen = bytes.len() as u64;
+    if seen > 0 {
+        parser.feed(direction, start, bytes, parsed);
+    }
+    if size > seen {
+        parser.gap(direction, start + seen, size - seen, parsed);
+    }
+}

@@ -15,7 +15,7 @@ use super::resent::Resent;
 use super::timeline::Timeline;
 use super::turns::{self, Turns};
 use super::worth::{self, Worth};
-use super::{Call, Chunk};
+use super::{Call, Chunk, speak};
 use crate::protocol::capture::Capture;
 use crate::protocol::{Attributes, Direction, Parsed, Parser, Protocol, tls};
 use crate::span::pair::Pairing;
@@ -93,6 +93,10 @@ pub(crate) struct Socket {
     pub(crate) role_guessed: bool,
     /// Fixed by the first request.
     pub(crate) side: Option<Side>,
+    /// Older than the agent, and no request was seen yet: what was read of it may have been others.
+    pub(crate) is_unproven: bool,
+    /// Where what was seen of the incoming stream begins, on a connection that is older.
+    pub(crate) joined_at: u64,
     /// Sequence number less raw position, per direction.
     raw_isn: [u32; 2],
     /// Raw positions when the socket was announced.
@@ -148,6 +152,8 @@ impl Socket {
             role,
             role_guessed: false,
             side: None,
+            is_unproven: role == Role::Unknown,
+            joined_at: 0,
             raw_isn: [isn(open.write_seq, open.send_pos), isn(open.copied_seq, open.recv_pos)],
             open_pos: [open.send_pos, open.recv_pos].map(|pos| pos.min(POSITION_MAX)),
             positions: Positions::new(next),
@@ -261,7 +267,12 @@ impl Socket {
             && self.positions.next(call.direction).is_none()
             && self.positions.next(other).is_none()
         {
-            self.positions.advance(other, self.open_pos[other.idx()]);
+            let announced = self.open_pos[other.idx()];
+            self.positions.advance(other, announced);
+            self.joined_at = match (call.direction, place) {
+                (Direction::In, Place::Fits { start }) => start,
+                _ => announced,
+            };
         }
         place
     }
@@ -474,23 +485,5 @@ impl Socket {
             Speech::Turns(_) | Speech::Ignored | Speech::Opaque { .. } => 0,
         };
         self.worth.changed(wanted)
-    }
-}
-
-/// Feeds `size` bytes of which `bytes` were captured.
-fn speak(
-    parser: &mut dyn Parser,
-    direction: Direction,
-    start: u64,
-    size: u64,
-    bytes: &[u8],
-    parsed: &mut Vec<Parsed>,
-) {
-    let seen = bytes.len() as u64;
-    if seen > 0 {
-        parser.feed(direction, start, bytes, parsed);
-    }
-    if size > seen {
-        parser.gap(direction, start + seen, size - seen, parsed);
     }
 }

@@ -35,7 +35,7 @@ pub struct EdgeRow {
     pub response_bytes: u64,
     /// Segments sent again, both ends, estimated.
     pub retransmits: u64,
-    /// Stored spans that this stands on.
+    /// Stored spans that this stands on; 0 = on counts of everything seen.
     pub spans: u64,
 }
 

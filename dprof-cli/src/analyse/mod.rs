@@ -7,6 +7,7 @@ pub mod compare;
 pub mod condition;
 pub mod critical_path;
 pub mod diagnosis;
+pub mod edge_counts;
 pub mod edges;
 pub mod estimate;
 pub mod group;

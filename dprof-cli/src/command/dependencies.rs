@@ -1,10 +1,12 @@
 //! `dependencies`: who calls whom, how often, how well.
 
 use clap::ValueEnum;
+use dprof_common::model::Span;
 use dprof_store::Order;
 use serde::Serialize;
 
 use super::stats::errors_cell;
+use crate::analyse::edge_counts;
 use crate::analyse::edges::{EdgeRow, Edges};
 use crate::args::{SpanArgs, WindowArgs};
 use crate::context::{Context, Failure};
@@ -15,8 +17,9 @@ use crate::{sample, units};
 
 /// Shows the service map: calls, failures, latency, bytes and retransmissions of each caller and callee.
 ///
-/// Stands on the stored spans of the window; counts are weighted by the keep probability. An end that no agent
-/// watches is shown by its address.
+/// Without filters it stands on what the agents counted of everything that they saw, up to half a minute ago; with
+/// filters on the stored spans of the window, weighted by the keep probability. An end that no agent watches is shown
+/// by its address.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -44,6 +47,8 @@ enum GraphFormat {
 /// What is printed for programs.
 #[derive(Serialize)]
 struct Map {
+    /// `counts` of everything seen, or estimated from stored `spans`.
+    source: &'static str,
     edges: Vec<EdgeRow>,
 }
 
@@ -51,14 +56,28 @@ struct Map {
 pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Failure> {
     let window = Window::new(args.window, context.now_unix_ns)?;
     let reader = context.reader().await?;
-    let query = load::query(&window, &args.filters, Order::Newest, usize::MAX);
-    let mut edges = Edges::default();
-    let spans =
-        sample::every(context, &*reader, query, |page| page.iter().for_each(|span| edges.add(span))).await?;
-    let edges = edges.rows();
+    let filtered = load::is_filtered(&args.filters);
+    let mut counted = Vec::new();
+    if !filtered {
+        let answer = reader.edges(window.since_unix_ns, window.until_unix_ns).await?;
+        context.warn(&answer.warnings);
+        counted = edge_counts::rows(&answer.rows);
+    }
+    let is_counted = !counted.is_empty();
+    let (edges, spans) = if is_counted {
+        (counted, 0)
+    } else {
+        // A filter asks for more than was counted; older dprofs counted no edges.
+        let query = load::query(&window, &args.filters, Order::Newest, usize::MAX);
+        let mut edges = Edges::default();
+        let add = |page: &[Span]| page.iter().for_each(|span| edges.add(span));
+        let spans = sample::every(context, &*reader, query, add).await?;
+        (edges.rows(), spans)
+    };
     if edges.is_empty() {
-        let filtered = load::is_filtered(&args.filters);
         load::explain_nothing(context, &*reader, &window, &args.filters.names, filtered).await?;
+    } else if is_counted {
+        context.say(&format!("{}, of all calls that were seen", window.describe(context.now_unix_ns)));
     } else {
         context.say(&format!(
             "{}, of {} stored spans",
@@ -67,7 +86,10 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
         ));
     }
     match args.format {
-        GraphFormat::Json => json::document("dependencies", &Map { edges }, context.out)?,
+        GraphFormat::Json => {
+            let source = if is_counted { "counts" } else { "spans" };
+            json::document("dependencies", &Map { source, edges }, context.out)?;
+        }
         GraphFormat::Dot => graph::dot(&edges, context.out)?,
         GraphFormat::Mermaid => graph::mermaid(&edges, context.out)?,
         GraphFormat::Table if edges.is_empty() => {}
@@ -139,6 +161,18 @@ web       redis       2  1.00 ms  1.00 ms  1.00 ms  1.00 ms            2
 10.0.0.1  web         1   820 us   820 us   820 us   820 us
 "
         );
+        assert!(words.contains("of all calls that were seen"), "{words}");
+    }
+
+    #[test]
+    fn filters_and_older_stores_have_it_from_spans() {
+        let (_, out, words) = run(store(), 80, "dependencies --service redis");
+        assert!(out.contains("web     redis   redis         2"), "{out}");
+        assert!(words.contains("of 2 stored spans"), "{words}");
+        let counted = run(store(), 80, "dependencies").1;
+        let older = Memory { edges: Vec::new(), ..store() };
+        let (_, out, words) = run(older, 80, "dependencies");
+        assert_eq!(out, counted);
         assert!(words.contains("of 3 stored spans"), "{words}");
     }
 
@@ -147,6 +181,7 @@ web       redis       2  1.00 ms  1.00 ms  1.00 ms  1.00 ms            2
         let (_, out, _) = run(store(), 80, "dependencies --format json");
         let document: serde_json::Value = serde_json::from_str(&out).expect("json");
         assert_eq!((&document["schema_version"], &document["kind"]), (&1.into(), &"dependencies".into()));
+        assert_eq!(document["source"], "counts");
         assert_eq!(document["edges"][0]["caller"], "web");
         assert_eq!(document["edges"][0]["p99_ns"], 1_000_000);
         let (_, out, _) = run(store(), 80, "dependencies --format mermaid --since 1m");

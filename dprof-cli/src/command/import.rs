@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::PathBuf;
 
-use dprof_common::model::{Rollup, RunId, Span};
+use dprof_common::model::{Edge, Rollup, RunId, Span};
 use dprof_store::{Batch, Retention, RunInfo, StoreError, StoreUrl, open_reader, open_writer};
 
 use crate::args::StoreParser;
@@ -72,7 +72,12 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
     let mut writer = open_writer(&into, &run, retention, &[]).await?;
     let mut progress = context.progress("importing");
     for (idx, spans) in rpcs.chunks(BATCH_SPANS).enumerate() {
-        let batch = Batch { seq: idx as u64 + 1, spans: spans.to_vec(), rollups: Rollup::of(spans) };
+        let batch = Batch {
+            seq: idx as u64 + 1,
+            spans: spans.to_vec(),
+            rollups: Rollup::of(spans),
+            edges: Edge::of(spans),
+        };
         writer.write(&batch).await?;
         progress.advance(spans.len(), (idx * BATCH_SPANS) as f64 / rpcs.len() as f64);
     }

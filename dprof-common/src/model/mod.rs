@@ -5,6 +5,7 @@
 //! from its monotonic clock with one offset per half. Differences within one half are exact; a difference
 //! between two hosts' halves means nothing.
 
+mod edge;
 mod half;
 mod hot_keys;
 mod id;
@@ -14,6 +15,7 @@ mod sketch;
 mod span;
 mod split;
 
+pub use edge::{Edge, EdgeEnd, EdgeKey};
 pub use half::{Half, HalfFlags, HalfTimes, HostInfo, ProcessInfo, Side, Status};
 pub use hot_keys::{HOT_KEYS_MAX, HotKey, KeyStats};
 pub use id::{IdParseError, MessageId, RunId, SpanId, TraceId, rpc_identity};

@@ -6,6 +6,7 @@
 //! equals the sketch of all values. Our own 100 lines rather than a crate because the bytes are a stored format.
 
 use std::fmt;
+use std::sync::LazyLock;
 
 /// Relative error α of every quantile.
 const RELATIVE_ERROR: f64 = 0.01;
@@ -41,9 +42,57 @@ fn ln_gamma() -> f64 {
     ((1.0 + RELATIVE_ERROR) / (1.0 - RELATIVE_ERROR)).ln()
 }
 
-/// 0 and 1 share bucket 0: a duration below 2 ns does not occur.
-fn bucket(value: u64) -> usize {
+/// The definition; 0 and 1 share bucket 0: a duration below 2 ns does not occur.
+fn defined_bucket(value: u64) -> usize {
     if value <= 1 { 0 } else { ((value as f64).ln() / ln_gamma()).ceil() as usize }
+}
+
+/// Leading bits of a value, after the first, that choose where the search for its bucket begins: a 32nd of an octave
+/// has two or three buckets.
+const LEADING_BITS: u32 = 5;
+/// Values below this have their bucket looked up: four hours as nanoseconds, and whole numbers that a float holds.
+const LOOKED_UP_BELOW: u64 = 1 << 44;
+
+/// Buckets of values up to [`LOOKED_UP_BELOW`] without a logarithm.
+struct Lookup {
+    /// The largest value of each bucket.
+    largest: Vec<u64>,
+    /// By place of the highest bit and the bits after it: the bucket of the smallest such value.
+    first: Vec<u16>,
+}
+
+static LOOKUP: LazyLock<Lookup> = LazyLock::new(Lookup::new);
+
+impl Lookup {
+    fn new() -> Self {
+        let n_buckets = defined_bucket(LOOKED_UP_BELOW) + 1;
+        let largest = |bucket: usize| {
+            let near = (bucket as f64 * ln_gamma()).exp() as u64;
+            (near.saturating_sub(1)..=near + 1).rev().find(|value| defined_bucket(*value) <= bucket)
+        };
+        let largest = (0..n_buckets).map(|bucket| largest(bucket).unwrap_or(0)).collect();
+        let steps = LOOKED_UP_BELOW.trailing_zeros() << LEADING_BITS;
+        let smallest = |step: u32| {
+            let (octave, leading) = (step >> LEADING_BITS, u64::from(step & ((1 << LEADING_BITS) - 1)));
+            (1_u64 << octave) | ((leading << octave) >> LEADING_BITS)
+        };
+        let first = (0..steps).map(|step| defined_bucket(smallest(step)) as u16).collect();
+        Self { largest, first }
+    }
+}
+
+/// The bucket of a value.
+fn bucket(value: u64) -> usize {
+    if value <= 1 || value >= LOOKED_UP_BELOW {
+        return defined_bucket(value);
+    }
+    let octave = value.ilog2();
+    let leading = ((value << LEADING_BITS) >> octave) & ((1 << LEADING_BITS) - 1);
+    let mut bucket = usize::from(LOOKUP.first[(octave << LEADING_BITS) as usize | leading as usize]);
+    while LOOKUP.largest[bucket] < value {
+        bucket += 1;
+    }
+    bucket
 }
 
 /// The value within α of all values of the bucket.
@@ -200,6 +249,19 @@ mod tests {
         check(1..10_000);
         check((0..5_000_u64).map(|i| (i * 2_654_435_761) % 1_000_000_007));
         check([0, 1, 2, u64::MAX].into_iter());
+    }
+
+    #[test]
+    fn looked_up_buckets_are_the_defined_ones() {
+        let steps = (0..64_u32 * 64).map(|step| {
+            let (octave, leading) = (step / 64, u64::from(step % 64));
+            (1_u64 << octave) | ((u128::from(leading) << octave >> 6) as u64)
+        });
+        let edges = LOOKUP.largest.iter().flat_map(|value| [value.saturating_sub(1), *value, value + 1]);
+        let many = (0..200_000_u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (n % 64));
+        for value in steps.chain(edges).chain(many).chain([0, 1, u64::MAX, LOOKED_UP_BELOW]) {
+            assert_eq!(bucket(value), defined_bucket(value), "{value}");
+        }
     }
 
     #[test]

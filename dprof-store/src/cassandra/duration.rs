@@ -213,7 +213,7 @@ mod tests {
                 span(id.as_root_trace(), id, None, Some(maker.half("web", "GET", EPOCH_NS, *duration_ns)))
             })
             .collect();
-        Batch { seq, spans, rollups: Vec::new() }
+        Batch { seq, spans, ..Batch::default() }
     }
 
     /// What was left out of the ranking of everything is never better than the last floor.

@@ -7,13 +7,16 @@
 //! twice. What a search looks at is bounded, newest first, and the answer says when that was not everything.
 
 mod admin;
+mod batch_rows;
 mod duration;
+mod edges;
 mod flight;
 mod link;
 mod longest;
 mod pack;
 mod reader;
 mod rollup;
+mod rollup_sums;
 mod search;
 mod statements;
 mod stitch;
@@ -27,7 +30,7 @@ mod writer;
 use crate::{Hosts, Reader, RunInfo, StoreError, StoreUrl, Writer};
 
 pub use admin::InitOptions;
-pub(crate) use pack::Rows;
+pub(crate) use batch_rows::Rows;
 
 /// Opens the keyspace for the agent of `run`, without connecting yet; see [`crate::open_writer`].
 pub(crate) fn open_writer(hosts: &Hosts, keyspace: &str, run: &RunInfo) -> Box<dyn Writer> {

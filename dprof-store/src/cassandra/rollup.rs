@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 
 use dprof_common::model::{Rollup, RollupKey};
 
-use super::pack::{HourRow, MinutesRow, seq_of};
+use super::batch_rows::{HourRow, MinutesRow};
+use super::pack::seq_of;
 use super::tables::{ROLLUP_BUCKET_S, bucket};
 use crate::Batch;
 use crate::rollup_rows::pack;

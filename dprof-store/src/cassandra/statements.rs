@@ -11,9 +11,10 @@ use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
 use uuid::Uuid;
 
+use super::batch_rows::{AgentRow, HourRow, IndexRow, MinutesRow, Rows};
 use super::duration::DurationRow;
+use super::edges::EdgesRow;
 use super::link::{prepare, quoted};
-use super::pack::{AgentRow, HourRow, IndexRow, MinutesRow, Rows};
 use super::tables::{DAY_S, INDEX_BUCKET_S, KIND_DAYS, KIND_HOURS, KIND_MINUTES, PIECE_MARK, bucket};
 use crate::StoreError;
 
@@ -32,6 +33,7 @@ pub(super) struct Statements {
     bucket: PreparedStatement,
     minutes: PreparedStatement,
     hour: PreparedStatement,
+    edges: PreparedStatement,
     agent: PreparedStatement,
     batch_consistency: Consistency,
 }
@@ -39,15 +41,16 @@ pub(super) struct Statements {
 /// A write to one partition.
 #[derive(Clone, Debug)]
 pub(super) enum Write<'a> {
-    Trace(&'a super::pack::TraceRow),
+    Trace(&'a super::batch_rows::TraceRow),
     Index(&'a [IndexRow]),
     Duration(&'a [DurationRow]),
     Service(i32, &'a str),
-    SpanNames(&'a super::pack::NameRow),
+    SpanNames(&'a super::batch_rows::NameRow),
     Bucket(i8, i32, i32),
     HourMark(i32),
     Minutes(&'a MinutesRow),
     Hour(&'a HourRow),
+    Edges(&'a EdgesRow),
     Agent(&'a AgentRow),
 }
 
@@ -81,16 +84,17 @@ impl Statements {
                 "INSERT INTO {k}.latency_rollup_3600 (bucket, run_id, piece, from_seq, through_seq, rollups)
                  VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
             )),
+            insert(format!("INSERT INTO {k}.dependencies (bucket, run_id, seq, edges) VALUES (?, ?, ?, ?)")),
             insert(format!(
                 "INSERT INTO {k}.agents (region, run_id, host, labels, version, kernel, backend, started_ns)
                  VALUES ('all', ?, ?, ?, ?, ?, ?, ?)"
             )),
         ])
         .await?;
-        let Ok([trace, index, duration, service, span_name, bucket, minutes, hour, agent]) =
-            <[PreparedStatement; 9]>::try_from(list)
+        let Ok([trace, index, duration, service, span_name, bucket, minutes, hour, edges, agent]) =
+            <[PreparedStatement; 10]>::try_from(list)
         else {
-            return Err(StoreError::Other(anyhow::anyhow!("nine statements were prepared")));
+            return Err(StoreError::Other(anyhow::anyhow!("ten statements were prepared")));
         };
         Ok(Self {
             trace,
@@ -101,6 +105,7 @@ impl Statements {
             bucket,
             minutes,
             hour,
+            edges,
             agent,
             batch_consistency: consistency,
         })
@@ -183,6 +188,10 @@ impl Statements {
             }
             Write::Minutes(row) => session
                 .execute_unpaged(&self.minutes, (row.bucket, run_id, row.seq, &row.rollups))
+                .await
+                .map(drop),
+            Write::Edges(row) => session
+                .execute_unpaged(&self.edges, (row.bucket, run_id, row.seq, &row.edges))
                 .await
                 .map(drop),
             Write::Hour(row) => {
@@ -280,6 +289,7 @@ pub(super) fn counts(rows: &Rows) -> Vec<Write<'_>> {
     let hours = rows.rollup_hours.iter();
     minutes
         .chain(rows.hours.iter().map(Write::Hour))
+        .chain(rows.edges.iter().map(Write::Edges))
         .chain(hours.clone().map(|hour| Write::HourMark(*hour)))
         .chain(hours.map(|hour| Write::Bucket(KIND_HOURS, 0, *hour)))
         .chain(rows.agent.as_ref().map(Write::Agent))

@@ -6,7 +6,7 @@
 use super::admin::InitOptions;
 
 /// Version of the tables, in `schema_info`. Newer ones are refused.
-pub(crate) const SCHEMA_VERSION: i64 = 1;
+pub(crate) const SCHEMA_VERSION: i64 = 2;
 
 /// Seconds of one partition of `service_span_name_index`: 10,000 RPCs a second make 17 MB of one.
 pub(crate) const INDEX_BUCKET_S: u64 = 60;
@@ -59,7 +59,7 @@ pub(crate) struct Table {
 }
 
 /// Every table.
-pub(crate) const TABLES: [Table; 10] = [
+pub(crate) const TABLES: [Table; 11] = [
     Table {
         name: "traces",
         columns: "trace_id blob, part smallint, run_id uuid, seq bigint, start_ns bigint, span_count int, flags int, \
@@ -113,6 +113,12 @@ pub(crate) const TABLES: [Table; 10] = [
                   PRIMARY KEY ((bucket), run_id, piece)",
         clustering: "",
         life: Life::Hours,
+    },
+    Table {
+        name: "dependencies",
+        columns: "bucket int, run_id uuid, seq bigint, edges blob, PRIMARY KEY ((bucket, run_id), seq)",
+        clustering: "",
+        life: Life::Spans,
     },
     Table {
         name: "agents",

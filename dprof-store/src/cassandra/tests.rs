@@ -61,6 +61,11 @@ fn rollups_add_up() {
 }
 
 #[test]
+fn edges_add_up() {
+    on_a_ring(|url| async move { conformance::check_edges(&Keyspace(url), 14).await });
+}
+
+#[test]
 fn runs_are_listed() {
     on_a_ring(|url| async move { conformance::check_runs(&Keyspace(url)).await });
 }

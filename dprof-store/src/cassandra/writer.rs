@@ -12,9 +12,10 @@ use scylla::client::session::Session;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+use super::batch_rows::{AgentRow, Rows};
 use super::flight::Flight;
 use super::link::{self, connect};
-use super::pack::{AgentRow, Packer, Rows};
+use super::pack::Packer;
 use super::statements::{self, Statements};
 use crate::{Batch, Hosts, Packed, RunInfo, Sender, StoreError, Writer};
 

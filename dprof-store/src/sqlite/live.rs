@@ -11,6 +11,7 @@ use super::chunk::{self, sqlite_error};
 use super::names::{NameCache, NameWriter};
 use super::run::side_path;
 use super::summary::Zone;
+use crate::edge_rows;
 use crate::rows::{Dictionary, pack_body};
 use crate::schema::{Bits, GROUP_ROWS, relative_ns, stored_duration};
 use crate::{Batch, StoreError};
@@ -138,6 +139,11 @@ impl LiveChunk {
                     rollup.keys.as_ref().map(|keys| keys.encode()),
                 ))?;
             }
+        }
+        for (minute_min, minute_max, packed) in edge_rows::pack(&batch.edges) {
+            transaction
+                .prepare_cached("INSERT INTO edges(minute_min, minute_max, packed) VALUES (?1, ?2, ?3)")?
+                .execute((minute_min as i64, minute_max as i64, packed))?;
         }
         transaction.commit()?;
         // Readers that may not write to the log's index see what the newest *read* transaction of somebody who

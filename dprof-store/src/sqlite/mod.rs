@@ -13,6 +13,7 @@
 
 mod access;
 mod chunk;
+mod edges;
 mod expire;
 mod filter;
 mod live;

@@ -15,7 +15,7 @@ use super::sample::sample;
 use super::select::select;
 use super::session::{OpenChunk, Session};
 use super::stitch::{climb, trace_of, whole_trace, whole_traces};
-use crate::{Answer, HalfQuery, Reader, RollupQuery, RunInfo, SpanPlace, SpanQuery, StoreError};
+use crate::{Answer, HalfQuery, Reader, RollupQuery, RunEdge, RunInfo, SpanPlace, SpanQuery, StoreError};
 
 /// Rollups read in one transaction.
 const ROLLUP_PAGE: i64 = 2000;
@@ -102,6 +102,12 @@ impl Reader for SqliteReader {
     async fn rollups(&self, query: &RollupQuery) -> Result<Answer<Rollup>, StoreError> {
         let query = query.clone();
         let (rows, warnings) = self.ask(move |session| rollups(session, &query)).await?;
+        Ok(Answer { rows, warnings })
+    }
+
+    async fn edges(&self, since_unix_ns: u64, until_unix_ns: u64) -> Result<Answer<RunEdge>, StoreError> {
+        let (rows, warnings) =
+            self.ask(move |session| super::edges::edges(session, since_unix_ns, until_unix_ns)).await?;
         Ok(Answer { rows, warnings })
     }
 

@@ -9,6 +9,7 @@ use rusqlite::Connection;
 
 use super::access::Access;
 use super::chunk::{open_for_writing, sqlite_error, version};
+use super::edges::has_edges;
 use super::filter::FilterBuilder;
 use super::live::read_groups;
 use super::lock::{self, Lock};
@@ -82,10 +83,14 @@ fn summarise(connection: &Connection) -> rusqlite::Result<(Summary, Vec<u8>)> {
     for (_, group) in read_groups(connection, base_ns)? {
         zone.merge(&group);
     }
+    let (minute_min, minute_max) = minutes_of(connection, "SELECT min(minute), max(minute) FROM rollups")?;
+    let edges = if has_edges(connection)? {
+        minutes_of(connection, "SELECT min(minute_min), max(minute_max) FROM edges")?
+    } else {
+        (None, None)
+    };
     let (minute_min, minute_max) =
-        connection.query_row("SELECT min(minute), max(minute) FROM rollups", [], |row| {
-            Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?))
-        })?;
+        ([minute_min, edges.0].into_iter().flatten().min(), minute_max.max(edges.1));
     let (minute_min, minute_max) =
         (minute_min.map_or(u64::MAX, |minute| minute as u64), minute_max.map_or(0, |minute| minute as u64));
 
@@ -106,6 +111,11 @@ fn summarise(connection: &Connection) -> rusqlite::Result<(Summary, Vec<u8>)> {
         |id| filter.insert(id),
     )?;
     Ok((Summary::new(zone, minute_min, minute_max), filter.finish()))
+}
+
+/// First and last minute.
+fn minutes_of(connection: &Connection, query: &str) -> rusqlite::Result<(Option<i64>, Option<i64>)> {
+    connection.query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
 fn for_each_id(connection: &Connection, query: &str, mut each: impl FnMut(u64)) -> rusqlite::Result<()> {

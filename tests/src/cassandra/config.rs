@@ -4,9 +4,12 @@
 //! nodes are seeds with one fixed token each and do not bootstrap, so they start at once; a production ring does
 //! none of that.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Options, address, secure};
+
+/// Measures objects for Cassandra 4.1. Newer versions have one that needs no help.
+const JAMM: &str = "jamm-0.3.2.jar";
 
 /// Where the ring's tokens lie: equal thirds (halves, the whole) of the partitioner's range.
 fn token(node: u8, n_nodes: u8) -> i64 {
@@ -125,10 +128,20 @@ pub(super) fn module_options() -> impl Iterator<Item = String> {
     exports.chain(OPENS.iter().map(|package| format!("--add-opens={package}=ALL-UNNAMED")))
 }
 
+/// The agent of the virtual machine that the version needs. With one there is no archive of classes.
+pub(super) fn agent(jars: &Path) -> Option<PathBuf> {
+    Some(jars.join("lib").join(JAMM)).filter(|path| path.is_file())
+}
+
 /// Options of the virtual machine that every node of a version shares: an archive of its classes can be made and
 /// used with them only if they are the same.
-pub(super) fn machine_options(options: &Options) -> Vec<String> {
+pub(super) fn machine_options(options: &Options, jars: &Path) -> Vec<String> {
     let mut list: Vec<String> = module_options().collect();
+    if let Some(jamm) = agent(jars) {
+        // Java 17 has classes whose fields only an agent of the virtual machine may look at; without it 4.1 ends at
+        // its first statement ("can't get field offset on a hidden class").
+        list.push(format!("-javaagent:{}", jamm.display()));
+    }
     list.extend(
         [
             "-Djdk.attach.allowAttachSelf=true",

@@ -174,7 +174,7 @@ impl Ring {
         fs::write(folder.join("logback.xml"), config::LOGBACK)?;
         let log = File::options().create(true).append(true).open(self.log(node))?;
         let mut command = Command::new(java()?);
-        command.args(config::machine_options(&self.options));
+        command.args(config::machine_options(&self.options, &self.jars));
         let archive = archive(&self.jars);
         if archive.is_file() {
             command.arg(format!("-XX:SharedArchiveFile={}", archive.display())).arg("-Xshare:auto");
@@ -320,11 +320,12 @@ impl Ring {
     }
 }
 
-/// Makes an archive of the classes that a node loads, which halves its start: runs one node once.
+/// Makes an archive of the classes that a node loads, which halves its start: runs one node once. None for a version
+/// whose virtual machine has an agent, which allows none.
 pub fn make_archive(version: &str, interrupted: &dyn Fn() -> Result<()>) -> Result<()> {
     let jars = jars(version)?;
     let made = archive(&jars);
-    if made.is_file() {
+    if made.is_file() || config::agent(&jars).is_some() {
         return Ok(());
     }
     let options = Options { version: version.to_owned(), warm: false, heap_mb: 256, ..Options::new(1) };
@@ -336,7 +337,7 @@ pub fn make_archive(version: &str, interrupted: &dyn Fn() -> Result<()>) -> Resu
     fs::write(folder.join("logback.xml"), config::LOGBACK)?;
     let unfinished = jars.join("classes.tmp");
     let mut command = Command::new(java()?);
-    command.args(config::machine_options(&ring.options));
+    command.args(config::machine_options(&ring.options, &jars));
     command.arg(format!("-XX:ArchiveClassesAtExit={}", unfinished.display()));
     command.args(config::node_options(1, &folder));
     let pid = spawn(command, &jars, &folder, File::create(ring.log(1))?)?;
@@ -352,6 +353,11 @@ pub fn make_archive(version: &str, interrupted: &dyn Fn() -> Result<()>) -> Resu
     ran.and(ended).with_context(|| format!("see {}", ring.log(1).display()))?;
     fs::remove_dir_all(&ring.folder).context("remove the folder of the archive's node")?;
     fs::rename(&unfinished, &made).context("the virtual machine wrote no archive of classes")
+}
+
+/// Whether there is an archive of the classes of a version.
+pub fn has_archive(version: &str) -> Result<bool> {
+    Ok(archive(&jars(version)?).is_file())
 }
 
 fn archive(jars: &Path) -> PathBuf {

@@ -64,9 +64,8 @@ const NOTHING: Bounds = Bounds {
 /// never certain.
 const THREADS: Bounds = Bounds { certain_min: 0.30, ..UNIQUE };
 
-/// The ring: a trace is torn where one of its six spans is; nothing is certain of what was read within 10 ms of the
-/// first sign of a connection, a twentieth of this load and more on a busy machine.
-const RING: Bounds = Bounds { traces_min: 0.90, certain_min: 0.70, ..UNIQUE };
+/// The first command with each of the three keys is alone until the second comes.
+const FIRST_ALONE: Bounds = Bounds { certain_max: 3, ..IDENTICAL };
 
 /// A proxy that spreads requests over servers, without content: what is right there lies around the simpler rule.
 const SPREAD: Bounds = Bounds { recall_min: 0.90, of_rule_max: f64::INFINITY, ..NO_CONTENT };
@@ -86,7 +85,7 @@ const TODAY: [(&str, &str, Bounds); 16] = [
     ("nutcracker-memcached", "identical", NOTHING),
     ("haproxy-nutcracker-memcached", "unique", NOTHING),
     ("haproxy-nutcracker-memcached", "identical", NOTHING),
-    ("ring-3-racks", "unique", RING),
+    ("nginx-service", "identical", FIRST_ALONE),
     ("ring-3-racks", "identical", RING_IDENTICAL),
     ("ring-2-dcs", "unique", NOTHING),
     ("ring-2-dcs", "identical", NOTHING),

@@ -30,6 +30,26 @@ const WAITING_MAX: usize = 10_000;
 /// What came during some seconds without a ring is sent within this, also on a busy machine.
 const DRAINED_WITHIN: Duration = Duration::from_secs(90);
 
+/// Asks for the long forms: a node hangs for half a minute, all are away for two.
+const FULL: &str = "DPROF_TEST_FULL";
+/// What a store that is away may cost this process in memory: what waits for the disk, and the driver's attempts.
+const GROWTH_BYTES_MAX: u64 = 64 << 20;
+
+/// Of the machines that this is run on.
+const PAGE_BYTES: u64 = 4096;
+
+/// `short`, or `long` where the long forms are asked for.
+fn as_asked(short: u64, long: u64) -> Duration {
+    Duration::from_secs(if std::env::var_os(FULL).is_some() { long } else { short })
+}
+
+/// Resident memory of this process, bytes: its second number in pages.
+fn resident_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/self/statm").expect("procfs is mounted");
+    let pages: u64 = text.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number");
+    pages * PAGE_BYTES
+}
+
 /// Traces of two RPCs, one batch after another.
 struct Generator {
     maker: Maker,
@@ -59,7 +79,7 @@ impl Generator {
             spans.push(inner);
             self.ids.extend([root, call]);
         }
-        Batch { seq: self.seq, spans, rollups: Vec::new() }
+        Batch { seq: self.seq, spans, ..Batch::default() }
     }
 }
 
@@ -101,7 +121,12 @@ fn check(act: impl FnOnce(&Keyspace, &AtomicBool)) {
             deliver(writer, sender, &batches_out, &delivery)
         })
     };
+    // Connected, its tables known, the first batches gone.
+    thread::sleep(Duration::from_secs(2));
+    let before = resident_bytes();
     act(&keyspace, &stop);
+    let growth = resident_bytes().saturating_sub(before);
+    assert!(growth <= GROWTH_BYTES_MAX, "{growth} bytes more than before");
     thread::sleep(Duration::from_secs(1));
     stop.store(true, Ordering::Relaxed);
     let (ids, batches_in) = feeding.join().expect("fed");
@@ -139,7 +164,6 @@ fn on_all(keyspace: &Keyspace, act: impl Fn(u8)) {
 #[test]
 fn a_node_killed_while_writing_loses_nothing() {
     check(|keyspace, _| {
-        thread::sleep(Duration::from_secs(2));
         keyspace.ring.signal(3, libc::SIGKILL).expect("runs");
         keyspace.ring.wait_ended(3).expect("ends");
         thread::sleep(Duration::from_secs(3));
@@ -151,9 +175,8 @@ fn a_node_killed_while_writing_loses_nothing() {
 #[test]
 fn a_node_that_hangs_holds_nothing_up() {
     check(|keyspace, _| {
-        thread::sleep(Duration::from_secs(2));
         keyspace.ring.signal(2, libc::SIGSTOP).expect("runs");
-        thread::sleep(Duration::from_secs(6));
+        thread::sleep(as_asked(6, 30));
         keyspace.ring.signal(2, libc::SIGCONT).expect("runs");
         keyspace.ring.wait_ready(&|| Ok(())).expect("comes back");
     });
@@ -162,10 +185,9 @@ fn a_node_that_hangs_holds_nothing_up() {
 #[test]
 fn what_comes_while_all_nodes_are_dead_waits_in_the_spool() {
     check(|keyspace, stop| {
-        thread::sleep(Duration::from_secs(2));
         on_all(keyspace, |node| keyspace.ring.signal(node, libc::SIGKILL).expect("runs"));
         on_all(keyspace, |node| keyspace.ring.wait_ended(node).expect("ends"));
-        thread::sleep(Duration::from_secs(3));
+        thread::sleep(as_asked(3, 120));
         stop.store(true, Ordering::Relaxed);
         on_all(keyspace, |node| keyspace.ring.start_node(node).expect("starts"));
         keyspace.ring.wait_ready(&|| Ok(())).expect("comes back");

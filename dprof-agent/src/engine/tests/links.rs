@@ -178,6 +178,58 @@ fn replication_after_the_answer_is_detached() {
     );
 }
 
+#[test]
+fn a_call_whose_inner_cause_has_left_is_in_the_trace_of_its_root() {
+    let inner = "
+        0 a open active 10.0.0.9:5000 10.0.0.1:80 th=4/4
+        0 b open passive 10.0.0.1:80 10.0.0.9:5000 th=1/1
+        10 a send Q2:k1
+        11 b recv Q2:k1
+        12 c send Q2:k1
+        13 p recv Q2:k1
+        14 q send Q2:k1
+        15 s recv Q2:k1
+        16 s send A2:ok
+        18 q recv A2:ok";
+    let after = "
+        24 q send Q2:k1
+        25 s recv Q2:k1
+        26 s send A2:ok
+        28 q recv A2:ok
+        30 b send A2:ok
+        31 a recv A2:ok";
+    // The answer's reader is captured before its writer: the cause leaves as it is answered.
+    check(
+        &format!("{PROXY}{inner}\n 21 c recv A2:ok\n 20 p send A2:ok{after}"),
+        "k1@14<k1@12 relayed_content!
+         k1@24<k1@12 relayed_content detached",
+    );
+    check(
+        &format!("{PROXY}{inner}\n 20 p send A2:ok\n 21 c recv A2:ok{after}"),
+        "k1@14<k1@12 relayed_content!
+         k1@24<k1@12 relayed_content detached",
+    );
+}
+
+/// Another client of the proxy was there before the agent, and is silent for long; then `first` comes.
+#[track_caller]
+fn check_older(first: &str, expected: &str) {
+    let rest = "
+        200012 p recv Q2:k1
+        200014 q send Q2:k1
+        200018 q recv A2:v1
+        200020 p send A2:v1";
+    let open = "200010 o open old_passive 10.0.0.2:80 10.0.0.1:5002 th=2/2 at=40/40";
+    check(&format!("{PROXY}\n 0 - listen 80\n 0 - tick\n {open}\n {first}\n {rest}"), expected);
+}
+
+#[test]
+fn an_older_connection_costs_no_certainty_where_its_first_byte_begins_a_request() {
+    check_older("200011 o recv Q2:k2", "k1@200014<k1@200011 relayed_content!");
+    check_older("200011 o recv restQ2:k2", "k1@200014<k1@200011 relayed_content");
+    check_older("200011 o recv Q2:k", "k1@200014<k1@200011 relayed_content");
+}
+
 /// What HAProxy does with two clients that send the same: a connection of its own for each.
 fn relay(n: usize, options: &str) -> String {
     use std::fmt::Write;

@@ -72,7 +72,11 @@ impl<'a> Target<'a> {
     /// The path with ids replaced: `/cart/{id}`.
     fn push_template(&self, template: &mut String) {
         let Some(path) = self.path.strip_prefix(b"/") else {
-            template.push_str(&String::from_utf8_lossy(self.path));
+            // `*`, or what CONNECT asks for; anything else is no target, and is not named.
+            match str::from_utf8(self.path) {
+                Ok(target) if target.len() <= HOST_BYTES_MAX => template.push_str(target),
+                _ => template.push_str("{target}"),
+            }
             return;
         };
         for (idx, segment) in path.split(|byte| *byte == b'/').enumerate() {
@@ -258,6 +262,8 @@ mod tests {
         check("/search/caf%C3%A9", "/search/{id}", "/search/caf%C3%A9");
         check("/a/b/c/d/e/f/g/h/i/j", "/a/b/c/d/e/f/g/h/…", "/a/b/c/d/e/f/g/h/i/j");
         check("*", "*", "*");
+        let nonsense = "&/a".repeat(100);
+        check(&nonsense, "{target}", &format!("{}…", &nonsense[..256]));
         check("http://user:secret@host:8080/cart/17?q=1", "/cart/{id}", "/cart/17?q=?");
         check("http://host", "/", "/");
         check("/r?u=http://h/", "/r", "/r?u=?");

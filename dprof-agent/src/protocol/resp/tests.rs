@@ -583,6 +583,22 @@ fn holes_never_make_a_wrong_message() {
     assert!(found > 20_000, "{found}");
 }
 
+#[test]
+fn an_answer_to_a_subscriber_without_its_word_makes_the_order_doubtful() {
+    let found = testing::check_holes(
+        &Resp,
+        "> *3 $9 SUBSCRIBE $1 a $1 b
+         < *3 $9 subscribe $1 a :1 *3 $9 subscribe $1 b :2 *3 $7 message $1 a $5 hello
+         > *2 $4 PING $1 x
+         < *3 $7 message $1 a $5 hello *2 $4 pong $1 x *3 $7 message $1 a $5 hello
+         > *1 $11 UNSUBSCRIBE
+         < *3 $11 unsubscribe $1 a :1 *3 $7 message $1 a $5 hello *3 $11 unsubscribe $1 b :0
+         > *2 $3 GET $1 a
+         < $-1",
+    );
+    assert!(found > 1_000, "{found}");
+}
+
 /// Bytes that are half right: whole words of the protocol in any order.
 fn words() -> impl Strategy<Value = Vec<u8>> {
     const WORDS: &[&str] = &[

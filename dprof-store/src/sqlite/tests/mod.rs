@@ -77,7 +77,7 @@ impl Source {
     fn batch(&mut self, n_spans: usize) -> Batch {
         self.seq += 1;
         let spans = (0..n_spans).map(|_| self.span()).collect();
-        Batch { seq: self.seq, spans, rollups: Vec::new() }
+        Batch { seq: self.seq, spans, ..Batch::default() }
     }
 
     fn span(&mut self) -> Span {
@@ -142,6 +142,12 @@ async fn traces_are_stitched() {
 async fn rollups_come_back_per_run() {
     conformance::check_rollups(&Folder::new(TINY), 1).await;
     conformance::check_rollups(&Folder::new(Retention::DEFAULT), 2).await;
+}
+
+#[tokio::test]
+async fn edges_come_back_per_run() {
+    conformance::check_edges(&Folder::new(TINY), 1).await;
+    conformance::check_edges(&Folder::new(Retention::DEFAULT), 2).await;
 }
 
 #[tokio::test]

@@ -28,10 +28,19 @@ impl Replies {
             session.lose_replies();
             session.guess_said = true;
         }
+        let is_doubtful = self.word_is_lost()
+            && self.may_be_pushed(session)
+            && session.subscriptions.may_publish(&session.answers);
+        if is_doubtful {
+            // Published or an answer: the order is not sure from here on.
+            out.push(Parsed::Lost { direction: self.direction, at: self.start });
+            session.lose_replies();
+        }
         session.may_be_queued = matches!(&*self.word, b"QUEUED" | b"OK");
         let replicates = self.starts_replication(session);
         let kind = self.classify(session);
         let mut message = Message::new(self.direction, kind, self.start, end);
+        message.incomplete = is_doubtful;
         if matches!(self.outer.0, b'-' | b'!') {
             message.is_error = true;
             message.status_code = status_code(&self.word);
@@ -84,7 +93,7 @@ impl Replies {
     /// Whether the message answers a request or came unasked.
     fn classify(&mut self, session: &mut Session) -> MessageKind {
         let (outer, size) = self.outer;
-        let may_be_pushed = outer == b'>' || (outer == b'*' && session.is_resp3 != Some(true));
+        let may_be_pushed = self.may_be_pushed(session);
         if may_be_pushed
             && self.kind == b':'
             && let Some(confirmation) = Confirmation::read(&self.word, size)
@@ -109,6 +118,17 @@ impl Replies {
         MessageKind::Response
     }
 
+    /// Whether it has a form in which messages come unasked.
+    fn may_be_pushed(&self, session: &Session) -> bool {
+        let (outer, _) = self.outer;
+        outer == b'>' || (outer == b'*' && session.is_resp3 != Some(true))
+    }
+
+    /// Whether bytes of the word that says what it is were not seen.
+    fn word_is_lost(&self) -> bool {
+        self.word.first() == Some(&0)
+    }
+
     /// What the reply to a special request changes.
     fn take_effect(&self, session: &mut Session) {
         let is_ok = !matches!(self.outer.0, b'-' | b'!');
@@ -119,7 +139,9 @@ impl Replies {
         }
         match session.answers.next() {
             Next::Special(Special::Monitor) if self.outer.0 == b'+' => session.monitor = true,
-            Next::Special(Special::Subscription { ends: false, .. }) if self.word == b"QUEUED" => {
+            Next::Special(Special::Subscription { ends: false, .. })
+                if self.word == b"QUEUED" || self.word_is_lost() =>
+            {
                 session.subscriptions.queued();
             }
             Next::Special(Special::Hello(version)) if is_ok => {
