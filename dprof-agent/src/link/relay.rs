@@ -136,7 +136,7 @@ struct Candidate {
     is_anchored: bool,
     n_chunks: u32,
     n_bytes: u64,
-    /// Chunks that no other chunk read lately begins like.
+    /// Chunks that no other chunk read lately begins like; not counted where [`Self::is_anchored`].
     n_distinct: u32,
     /// Chunks with calls for which requests of other connections were open.
     n_contested: u32,
@@ -314,18 +314,20 @@ fn suggest(
         return;
     }
     for (from, read) in recent.heads.iter().rev().filter(|(from, _)| *from != sock) {
-        let len = head.len().min(read.bytes().len());
-        let known = target.candidates.iter().any(|candidate| candidate.source == *from);
-        if len < HEAD_BYTES || head[..len] != read.bytes()[..len] || known {
-            continue;
-        }
-        if target.candidates.len() >= CANDIDATES_MAX {
-            break;
-        }
         let begins = chunk.start.wrapping_sub(read.start);
         let distance = begins.wrapping_add(header as u64);
         if distance > HEADER_BYTES_MAX + SYN_MAX {
             continue;
+        }
+        let len = head.len().min(read.bytes().len());
+        if len < HEAD_BYTES || head[..len] != read.bytes()[..len] {
+            continue;
+        }
+        if target.candidates.iter().any(|candidate| candidate.source == *from) {
+            continue;
+        }
+        if target.candidates.len() >= CANDIDATES_MAX {
+            break;
         }
         target.candidates.push(Candidate {
             source: *from,
@@ -333,7 +335,7 @@ fn suggest(
             is_anchored: begins <= SYN_MAX,
             n_chunks: 1,
             n_bytes: len as u64,
-            n_distinct: u32::from(recent.is_distinct(&head[..len])),
+            n_distinct: u32::from(begins > SYN_MAX && recent.is_distinct(&head[..len])),
             n_contested: 0,
             contested_at: 0,
         });
@@ -363,8 +365,9 @@ fn fits(candidate: &mut Candidate, source: &Source, recent: &Recent, chunk: &Chu
     if equal {
         candidate.n_chunks += 1;
         candidate.n_bytes += bytes.len() as u64;
-        // Once enough are counted nothing depends on it.
-        candidate.n_distinct += u32::from(candidate.n_distinct < PROOF_CHUNKS && recent.is_distinct(bytes));
+        // Where both streams begin together, and once enough are counted, nothing depends on it.
+        let counts = !candidate.is_anchored && candidate.n_distinct < PROOF_CHUNKS;
+        candidate.n_distinct += u32::from(counts && recent.is_distinct(bytes));
     }
     true
 }

@@ -89,6 +89,14 @@ impl Subscriptions {
         self.maybe = true;
     }
 
+    /// Whether it is not known what a confirmation answers, if anything: replies or requests before it were lost.
+    pub(super) fn is_unknown(&self, seen: Confirmation, answers: &Answers<Special>) -> bool {
+        answers.next() == Next::Unknown
+            && !self.maybe
+            && self.owed.is_none_or(|(owed, _)| owed != seen)
+            && answers.find(|special| seen.confirms(special)).is_none()
+    }
+
     /// Whether an array may be a confirmation now. It always may in a push frame.
     pub(super) fn expected(&self, seen: Confirmation, answers: &Answers<Special>) -> bool {
         self.owed.is_some()

@@ -36,6 +36,10 @@ impl Replies {
             out.push(Parsed::Lost { direction: self.direction, at: self.start });
             session.lose_replies();
         }
+        let is_doubtful = is_doubtful
+            || self
+                .confirmation(session)
+                .is_some_and(|seen| session.subscriptions.is_unknown(seen, &session.answers));
         session.may_be_queued = matches!(&*self.word, b"QUEUED" | b"OK");
         let replicates = self.starts_replication(session);
         let kind = self.classify(session);
@@ -94,9 +98,7 @@ impl Replies {
     fn classify(&mut self, session: &mut Session) -> MessageKind {
         let (outer, size) = self.outer;
         let may_be_pushed = self.may_be_pushed(session);
-        if may_be_pushed
-            && self.kind == b':'
-            && let Some(confirmation) = Confirmation::read(&self.word, size)
+        if let Some(confirmation) = self.confirmation(session)
             && (outer == b'>' || session.subscriptions.expected(confirmation, &session.answers))
         {
             return session.subscriptions.confirm(confirmation, self.integer, &mut session.answers);
@@ -122,6 +124,12 @@ impl Replies {
     fn may_be_pushed(&self, session: &Session) -> bool {
         let (outer, _) = self.outer;
         outer == b'>' || (outer == b'*' && session.is_resp3 != Some(true))
+    }
+
+    /// What it confirms, if it has the form of a confirmation.
+    fn confirmation(&self, session: &Session) -> Option<Confirmation> {
+        let may_be = self.may_be_pushed(session) && self.kind == b':';
+        may_be.then(|| Confirmation::read(&self.word, self.outer.1)).flatten()
     }
 
     /// Whether bytes of the word that says what it is were not seen.
