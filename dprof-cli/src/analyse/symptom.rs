@@ -32,6 +32,13 @@ const RISE_NS_MIN: u64 = 200_000;
 /// … or all requests together by so much per second: less is no reason for a page.
 const ADDED_NS_PER_S_MIN: f64 = 20e6;
 
+/// A rise that passed by itself within so many seconds is a stall of the machine, not a change…
+const PASSED_S_MIN: u64 = 10;
+/// … and one so short may yet pass.
+const LASTING_S_MIN: u64 = 4;
+/// It passed if so much of the rise is gone.
+const PASSED_SHARE: f64 = 0.5;
+
 /// What rose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -233,10 +240,22 @@ fn of_metric(series: &Series, metric: Metric, step_s: u64, chance_max: f64) -> V
     let steps: Vec<&(u64, Rollup)> =
         steps.iter().filter(|(_, rollup)| rollup.count >= metric.count_min()).collect();
     let values: Vec<f64> = steps.iter().map(|(_, rollup)| metric.value(rollup)).collect();
-    change_points(&values, chance_max)
-        .into_iter()
-        .filter_map(|change| symptom(series, metric, &steps, &change, step_s))
+    let changes = change_points(&values, chance_max);
+    let next = changes.iter().skip(1).map(Some).chain([None]);
+    changes
+        .iter()
+        .zip(next)
+        .filter(|(change, next)| !is_stall(&steps, change, *next, step_s))
+        .filter_map(|(change, _)| symptom(series, metric, &steps, change, step_s))
         .collect()
+}
+
+/// Whether a change is too short to be one.
+fn is_stall(steps: &[&(u64, Rollup)], change: &Change, next: Option<&Change>, step_s: u64) -> bool {
+    let seconds = steps[change.until - 1].0 + step_s - steps[change.at].0;
+    let rise = change.after - change.before;
+    let passed = next.is_some_and(|next| change.after - next.after >= PASSED_SHARE * rise);
+    seconds < if passed { PASSED_S_MIN } else { LASTING_S_MIN }
 }
 
 fn symptom(
@@ -375,6 +394,30 @@ mod tests {
         assert_eq!(found.event.len(), 1);
         assert!(!found.event[0].lasts);
         assert_eq!(found.event[0].after.until_unix_s, 600_000 + 28 * 60);
+    }
+
+    /// Seconds of 300 requests of some 3 ms, of which a fifth take `slow_ns` in the seconds `slow`.
+    fn seconds(slow: std::ops::Range<u64>, slow_ns: u64) -> Vec<Rollup> {
+        let ns = |second, n| if slow.contains(&second) && n % 5 == 0 { slow_ns } else { 3_000_000 };
+        let mut rollups = minutes(6, "GET", 24, ns, |_, _| false);
+        for rollup in &mut rollups {
+            rollup.key.minute_unix_s = 600_000 + (rollup.key.minute_unix_s - 600_000) / 60;
+        }
+        rollups
+    }
+
+    #[test]
+    fn seconds_that_pass_are_a_stall_and_seconds_that_last_a_change() {
+        let check = |slow: std::ops::Range<u64>, expected: &[u64]| {
+            let found = symptoms(&seconds(slow.clone(), 40_000_000), 1, None);
+            let at: Vec<u64> = found.event.iter().map(|symptom| symptom.after.since_unix_s - 600_000).collect();
+            assert_eq!(at, expected, "{slow:?}");
+        };
+        check(12..24, &[12]);
+        check(20..24, &[20]);
+        check(21..24, &[]);
+        check(6..16, &[6]);
+        check(6..15, &[]);
     }
 
     #[test]
