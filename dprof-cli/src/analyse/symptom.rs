@@ -76,12 +76,14 @@ impl Metric {
         }
     }
 
-    /// Requests that a step must hold for the metric to mean something.
+    /// Requests that a step must hold for the metric to mean something: a few beyond the quantile, or one slow request
+    /// is a slow step.
     const fn count_min(self) -> u64 {
         match self {
             Self::P50 => 5,
-            Self::P90 | Self::Errors => 20,
-            Self::P99 => 100,
+            Self::Errors => 20,
+            Self::P90 => 30,
+            Self::P99 => 300,
         }
     }
 
