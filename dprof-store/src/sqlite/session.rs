@@ -20,7 +20,7 @@ use crate::rows::unpack_body;
 use crate::schema::CREATE;
 
 /// Chunks open at a time: a question about 200 chunks must not take 200 files and page caches.
-const OPEN_MAX: usize = 24;
+const OPEN_MAX: usize = 16;
 /// Lookups in one transaction.
 pub(crate) const KEYS_MAX: usize = 256;
 /// Warnings kept; more are counted.
