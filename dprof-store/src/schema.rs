@@ -37,7 +37,8 @@ CREATE TABLE spans(id INTEGER PRIMARY KEY, grp INTEGER NOT NULL,
 CREATE INDEX spans_by_trace ON spans(grp, trace_lo);
 -- the root of a trace is found by its trace id
 CREATE INDEX spans_by_id ON spans(grp, span_id) WHERE span_id <> trace_lo;
-CREATE INDEX spans_by_duration ON spans(grp, dur, start, service, operation, bits);
+-- all that a filter asks, so that no row is read that is not among the best; span_id is missing in older chunks
+CREATE INDEX spans_by_duration ON spans(grp, dur, start, service, operation, bits, span_id);
 CREATE INDEX spans_by_adopted ON spans(grp, trace_hi) WHERE trace_hi <> 0;
 -- what a reader may skip
 CREATE TABLE groups(grp INTEGER PRIMARY KEY, n INTEGER NOT NULL, start_min INTEGER NOT NULL,

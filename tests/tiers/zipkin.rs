@@ -50,11 +50,14 @@ fn kept<'a>(spans: impl IntoIterator<Item = &'a Value>) -> Result<Kept> {
     Ok(kept)
 }
 
-/// RPCs of a store by id: trace, parent, start and duration.
-fn rpcs(store: &str) -> Result<BTreeMap<String, (String, Option<String>, String, u64)>> {
+/// RPCs by id: trace, parent, start and duration.
+type Rpcs = BTreeMap<String, (String, Option<String>, String, u64)>;
+
+/// RPCs of a store.
+fn rpcs(store: &str) -> Result<Rpcs> {
     let output = cli::run(store, &["export", "--since", "all", "--format", "ndjson", "--out", "-"])?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut rpcs = BTreeMap::new();
+    let mut rpcs = Rpcs::new();
     for line in String::from_utf8(output.stdout)?.lines() {
         let row: Value = serde_json::from_str(line)?;
         let field = |name: &str| text(&row, name).with_context(|| format!("{name} of {row}"));

@@ -67,7 +67,10 @@ mod tests {
         assert!(page.contains("min\\-duration") && page.contains(".TH dprof-cli-slowest-spans 1"), "{page}");
         let page = std::fs::read_to_string(dir.path().join("dprof-cli-store-init.1")).expect("written");
         assert!(page.contains(".TH dprof-cli-store-init 1"), "{page}");
-        assert!(!dir.path().join("dprof-cli-help.1").exists() && !dir.path().join("dprof-cli-store-help.1").exists());
+        assert!(
+            !dir.path().join("dprof-cli-help.1").exists()
+                && !dir.path().join("dprof-cli-store-help.1").exists()
+        );
         let (result, ..) = run(Memory::default(), 80, "man --dir /nonexistent");
         assert!(result.expect_err("no folder").to_string().starts_with("cannot write /nonexistent/"));
     }

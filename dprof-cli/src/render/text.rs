@@ -110,7 +110,8 @@ mod tests {
 
     #[test]
     fn lines_are_broken_between_words_by_columns() {
-        let check = |text: &str, columns, expected: &[&str]| assert_eq!(wrap(text, columns, 2), expected, "{text}");
+        let check =
+            |text: &str, columns, expected: &[&str]| assert_eq!(wrap(text, columns, 2), expected, "{text}");
         check("", 5, &[""]);
         check("ab cd", 5, &["ab cd"]);
         check("ab cde", 5, &["ab", "  cde"]);

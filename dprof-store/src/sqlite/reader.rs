@@ -152,14 +152,8 @@ fn prefix_ranges(prefix: &str) -> Vec<IdRange> {
         low: None,
     };
     // The index leaves out zero.
-    let adopted = |from, to, low| IdRange {
-        index: "spans_by_adopted",
-        column: "trace_hi",
-        from,
-        to,
-        high: None,
-        low,
-    };
+    let adopted =
+        |from, to, low| IdRange { index: "spans_by_adopted", column: "trace_hi", from, to, high: None, low };
     let mut ranges = Vec::new();
     if digits >= 16 {
         let high = hex(&prefix[..16]);

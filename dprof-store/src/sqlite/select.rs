@@ -37,7 +37,7 @@ const LOOKUPS_MAX: usize = 1024;
 /// … where that is dearer than reading so many one-sided rows for each.
 const ROWS_PER_LOOKUP: usize = 256;
 /// Each round looks at up to so many times the rows of the last.
-const WIDER_MAX: usize = 16;
+const WIDER_MAX: usize = 4;
 /// Candidates looked at one by one at most, or 4 times those asked for.
 const CAPACITY_MAX: usize = 20_000;
 
