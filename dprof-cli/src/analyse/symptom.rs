@@ -32,9 +32,10 @@ const RISE_NS_MIN: u64 = 200_000;
 /// … or all requests together by so much per second: less is no reason for a page.
 const ADDED_NS_PER_S_MIN: f64 = 20e6;
 
-/// In steps of seconds, all requests together have to rise by so much, or a tail by so much: what waiting for a CPU on
-/// a busy machine adds comes and goes within less.
+/// In steps of seconds, all requests together have to rise by so much, or the median or a tail by so much: what waiting
+/// for a CPU on a busy machine adds comes and goes within less.
 const SECONDS_ADDED_NS_PER_S_MIN: f64 = 100e6;
+const SECONDS_RISE_NS_MIN: u64 = 1_000_000;
 const SECONDS_TAIL_RISE_NS_MIN: u64 = 20_000_000;
 /// A rise that passed by itself within so many seconds is a stall of the machine, not a change…
 const PASSED_S_MIN: u64 = 10;
@@ -296,7 +297,7 @@ fn symptom(
         let rise = (change.after - change.before).exp();
         let (rise_ns_min, added_min) = match (step_s < 60, metric.is_tail()) {
             (true, true) => (SECONDS_TAIL_RISE_NS_MIN, SECONDS_ADDED_NS_PER_S_MIN),
-            (true, false) => (RISE_NS_MIN, SECONDS_ADDED_NS_PER_S_MIN),
+            (true, false) => (SECONDS_RISE_NS_MIN, SECONDS_ADDED_NS_PER_S_MIN),
             (false, _) => (RISE_NS_MIN, ADDED_NS_PER_S_MIN),
         };
         let is_felt = after.quantile_ns.saturating_sub(before.quantile_ns) >= rise_ns_min
