@@ -230,6 +230,7 @@ impl Exporter for Parquet {
 
 #[cfg(test)]
 mod tests {
+    use parquet::file::metadata::RowGroupMetaData;
     use parquet::file::reader::{FileReader as _, SerializedFileReader};
     use parquet::record::Field;
 
@@ -318,7 +319,8 @@ mod tests {
         let pages = vec![page.as_slice(); GROUP_ROWS / 1_000 + 1];
         let bytes = bytes::Bytes::from(written(Parquet::default(), &pages));
         let reader = SerializedFileReader::new(bytes).expect("Parquet");
-        let groups: Vec<i64> = reader.metadata().row_groups().iter().map(|group| group.num_rows()).collect();
+        let groups: Vec<i64> =
+            reader.metadata().row_groups().iter().map(RowGroupMetaData::num_rows).collect();
         assert_eq!(groups, [GROUP_ROWS as i64, 1_000]);
         let first = reader.get_row_iter(None).expect("rows").next().expect("a row").expect("a row");
         let start =
