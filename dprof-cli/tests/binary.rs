@@ -176,7 +176,6 @@ fn output_keeps_to_the_width_of_the_screen() {
             vec!["compare", "--since", "all"],
             vec!["heatmap", "--since", "all"],
             vec!["replication", "--since", "all"],
-            vec!["hot-keys", "--since", "all"],
             vec!["check", "--since", "all", "p99 < 100h"],
             vec!["why", "--since", "all"],
         ] {
