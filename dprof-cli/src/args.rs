@@ -11,6 +11,7 @@ use clap::{Arg, Args, Parser, ValueEnum};
 use dprof_common::model::{Side, Status};
 use dprof_store::{StoreError, StoreUrl};
 
+use crate::analyse::attribution::Attribution;
 use crate::command::Command;
 use crate::units::{When, parse_duration, parse_when};
 
@@ -100,6 +101,14 @@ pub(crate) struct FormatArgs {
     /// Output: table for people, json for programs
     #[arg(long, display_order = SHARED_ORDER, value_enum, default_value_t = Format::Table, value_name = "FORMAT", hide_possible_values = true)]
     pub(crate) format: Format,
+}
+
+/// `--attribute`.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct AttributeArgs {
+    /// Charge a call that serves several requests to the one that triggered it, or to each submitter of a part
+    #[arg(long, value_enum, default_value_t = Attribution::Trigger, value_name = "trigger|submitter", hide_possible_values = true)]
+    pub(crate) attribute: Attribution,
 }
 
 /// `--since`, `--until`.

@@ -4,13 +4,16 @@
 //! What a reader would get wrong: a spread sample is the newest few of each slice of the window, not a random one.
 //! It is good for means, medians and shares; counts come from the counts per minute or from reading everything.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
-use dprof_common::model::{Span, TraceId};
+use dprof_common::model::{Span, SpanId, TraceId};
 use dprof_store::{Order, Reader, SpanQuery};
 
+use crate::analyse::attribution::{SharedCalls, charge_submitters};
+use crate::args::SpanArgs;
 use crate::context::{Context, Failure};
 use crate::export::pages::Pages;
+use crate::load::{self, Window};
 
 /// Slices that a sample is spread over: a change in a twelfth of the window is still in it.
 const SLICES: u64 = 12;
@@ -148,11 +151,71 @@ pub(crate) async fn traces(
     Ok(traces)
 }
 
+/// A call with a part of a request begins this long after its answer at most: agents forget requests by then.
+const SHARED_AFTER_NS: u64 = 100_000_000;
+
+/// Charges calls that serve several requests to every one of them, in `traces`: see [`charge_submitters`]. Calls are
+/// looked for in `windows`, start and end.
+pub(crate) async fn submitted(
+    context: &mut Context<'_>,
+    reader: &dyn Reader,
+    windows: &[(u64, u64)],
+    traces: &mut [Vec<Span>],
+) -> Result<(), Failure> {
+    let mut shared = SharedCalls::default();
+    for (since, until) in windows {
+        let until = until.saturating_add(SHARED_AFTER_NS);
+        let window = Window { since_unix_ns: *since, until_unix_ns: until, is_default: false };
+        let query = load::query(&window, &SpanArgs::default(), Order::Newest, usize::MAX);
+        every(context, reader, query, |page| shared.add(page)).await?;
+    }
+    if shared.left_out > 0 {
+        context.warn(&[format!(
+            "{} of the calls that serve several requests were left out: ask for a shorter time",
+            shared.left_out
+        )]);
+    }
+    let wanted: Vec<Vec<(SpanId, TraceId)>> = traces.iter().map(|trace| shared.of(trace)).collect();
+    let ids: Vec<TraceId> = wanted.iter().flatten().map(|(_, trace)| *trace).collect();
+    let lent = if ids.is_empty() { Vec::new() } else { self::traces(context, reader, &ids).await? };
+    // By call: the trace that was read may have another id than the call's record.
+    let mut holder: HashMap<SpanId, usize> = HashMap::new();
+    for (idx, trace) in lent.iter().enumerate() {
+        holder.extend(trace.iter().map(|span| (span.span_id, idx)));
+    }
+    for (trace, calls) in traces.iter_mut().zip(wanted) {
+        let of: BTreeSet<usize> = calls.iter().filter_map(|(call, _)| holder.get(call)).copied().collect();
+        let of: Vec<&[Span]> = of.into_iter().map(|idx| lent[idx].as_slice()).collect();
+        charge_submitters(trace, &of);
+    }
+    Ok(())
+}
+
+/// When the servers of a trace were at work, each by its own clock, which is that of the calls that it made.
+pub(crate) fn at_work(trace: &[Span]) -> Vec<(u64, u64)> {
+    let mut by_host: HashMap<&str, (u64, u64)> = HashMap::new();
+    for server in trace.iter().filter_map(|span| span.server.as_ref()) {
+        let (start, end) = (server.times.start_ns, server.times.end_ns);
+        let of_host = by_host.entry(&server.host.host).or_insert((start, end));
+        *of_host = (of_host.0.min(start), of_host.1.max(end));
+    }
+    let mut windows: Vec<(u64, u64)> = by_host.into_values().collect();
+    windows.sort_unstable();
+    // Those that touch are one.
+    windows.dedup_by(|later, first| {
+        let touch = later.0 <= first.1.saturating_add(SHARED_AFTER_NS);
+        if touch {
+            first.1 = first.1.max(later.1);
+        }
+        touch
+    });
+    windows
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::SpanArgs;
-    use crate::load::{Window, query};
+    use crate::load::query;
     use crate::testing::{Memory, T0, rpc, with_context};
 
     fn everything() -> SpanQuery {
@@ -175,6 +238,16 @@ mod tests {
                 assert!((9..=11).contains(&n), "slice {slice}: {n}");
             }
         });
+    }
+
+    #[test]
+    fn servers_of_one_clock_are_one_window() {
+        let at = |host: &str, start_us: u64| rpc(1).hosts(host, host).at(start_us, 1_000).build();
+        let windows = at_work(&[at("a", 0), at("b", 60_000_000), at("a", 3_000), at("c", 50_000)]);
+        let since: Vec<u64> = windows.iter().map(|(since, _)| (since - T0) / 1_000).collect();
+        assert_eq!(since, [80, 60_000_080]);
+        assert_eq!((windows[0].1 - T0) / 1_000, 50_900);
+        assert_eq!(at_work(&[rpc(1).client_only().build()]), []);
     }
 
     #[test]

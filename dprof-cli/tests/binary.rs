@@ -94,6 +94,21 @@ fn failures_are_one_line_with_cause_and_remedy_and_their_own_exit_code() {
 }
 
 #[test]
+fn a_store_of_a_newer_dprof_is_refused_in_one_line() {
+    let (dir, _) = fleet();
+    let mut folders = std::fs::read_dir(dir.path()).expect("a store").flatten();
+    let run = folders.find_map(|folder| Some(folder.path().join("run.json")).filter(|file| file.exists()));
+    let run = run.expect("a run");
+    let described = std::fs::read_to_string(&run).expect("the run describes itself");
+    let mut document: Value = serde_json::from_str(&described).expect("JSON");
+    document["schema"] = 99.into();
+    std::fs::write(&run, document.to_string()).expect("ours");
+    for args in [&["slowest-spans", "--since", "all"][..], &["why"], &["trace", "ab"], &["services"]] {
+        check_failure(dir.path(), args, 1, "has schema 99, this dprof knows up to 2: update dprof");
+    }
+}
+
+#[test]
 fn an_empty_window_is_no_error_and_says_what_there_is() {
     let (dir, _) = fleet();
     for command in ["slowest-spans", "stats", "services", "operations"] {
@@ -147,8 +162,22 @@ fn output_keeps_to_the_width_of_the_screen() {
             vec!["stats", "--since", "all"],
             vec!["services", "--since", "all"],
             vec!["operations", "--since", "all"],
+            vec!["slowest-traces", "--since", "all"],
+            vec!["fastest-traces", "--since", "all"],
             vec!["trace", &trace],
             vec!["trace", &trace, "--messages"],
+            vec!["trace", &trace, "--attribute", "submitter"],
+            vec!["critical-path", &trace],
+            vec!["critical-path", "--since", "all"],
+            vec!["stats", "--since", "all", "--by", "service,operation,host,status"],
+            vec!["stats", "--since", "all", "--traces"],
+            vec!["stats", "--since", "all", "--traces", "--attribute", "submitter"],
+            vec!["dependencies", "--since", "all"],
+            vec!["compare", "--since", "all"],
+            vec!["heatmap", "--since", "all"],
+            vec!["replication", "--since", "all"],
+            vec!["check", "--since", "all", "p99 < 100h"],
+            vec!["why", "--since", "all"],
         ] {
             let output =
                 dprof(dir.path(), &args).env("COLUMNS", columns.to_string()).output().expect("it starts");

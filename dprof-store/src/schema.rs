@@ -37,7 +37,8 @@ CREATE TABLE spans(id INTEGER PRIMARY KEY, grp INTEGER NOT NULL,
 CREATE INDEX spans_by_trace ON spans(grp, trace_lo);
 -- the root of a trace is found by its trace id
 CREATE INDEX spans_by_id ON spans(grp, span_id) WHERE span_id <> trace_lo;
-CREATE INDEX spans_by_duration ON spans(grp, dur, start, service, operation, bits);
+-- all that a filter asks, so that no row is read that is not among the best; span_id is missing in older chunks
+CREATE INDEX spans_by_duration ON spans(grp, dur, start, service, operation, bits, span_id);
 CREATE INDEX spans_by_adopted ON spans(grp, trace_hi) WHERE trace_hi <> 0;
 -- what a reader may skip
 CREATE TABLE groups(grp INTEGER PRIMARY KEY, n INTEGER NOT NULL, start_min INTEGER NOT NULL,
@@ -55,6 +56,13 @@ CREATE VIEW span_list AS SELECT printf('%016x%016x', trace_hi, trace_lo) AS trac
     printf('%016x', span_id) AS span_id, strftime('%Y-%m-%dT%H:%M:%fZ', (base_ns + start) / 1e9, 'unixepoch') AS start,
     dur / 1e6 AS ms, s.text AS service, o.text AS operation
     FROM chunk, spans LEFT JOIN texts s ON s.id = service LEFT JOIN texts o ON o.id = operation;
+";
+
+/// Made when a chunk is sealed: nothing is added any more, so an index of all rows costs one sort, and a lookup one
+/// probe instead of one per group. A chunk without them (not sealed yet, or by an older dprof) is read as well.
+pub const SEALED_INDEXES: &str = "
+CREATE INDEX IF NOT EXISTS sealed_by_trace ON spans(trace_lo);
+CREATE INDEX IF NOT EXISTS sealed_by_id ON spans(span_id) WHERE span_id <> trace_lo;
 ";
 
 /// The column `bits`: what filters ask about a row.

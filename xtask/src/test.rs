@@ -97,6 +97,14 @@ const TIERS: &[Tier] = &[
         variable: Some("DPROF_TEST_CASSANDRA_SECURE"),
         ring: Ring::Secure,
     },
+    // What we export, through Zipkin's own server and back.
+    Tier {
+        name: "zipkin",
+        budget: MINUTE.saturating_mul(2),
+        arguments: &["--test", "tiers", "--", "zipkin::"],
+        variable: Some("DPROF_TEST_ZIPKIN"),
+        ring: Ring::None,
+    },
 ];
 
 /// Instructions of the engine, counted on some thousand events per workload: a build of its own and callgrind, 75 s
@@ -156,6 +164,7 @@ fn run_tiers(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
     let steps = Steps::new()?;
     let kernels = build::everything_beside(&steps, Need::TEST, || {
         cassandra::fetch(&steps, VERSION)?;
+        bench::zipkin::fetch(&steps)?;
         cassandra::fetch(&steps, VERSION_OLD)?;
         vm::fetch(&steps)
     })?;

@@ -123,12 +123,13 @@ fn chance(before: &[f64], after: &[f64], places: f64, correlation_max: f64) -> f
     let freedom = n + m - 2.0;
     let spread = ((squares(before) + squares(after)) / freedom).sqrt().max(SPREAD_MIN);
     // Of values that resemble their neighbours each tells less than one that does not: as many independent ones would
-    // be fewer (Bayley, Hammersley: "The effective number of independent observations in an autocorrelated time
-    // series", 1946; here for correlation that fades by the same factor with each step).
-    let correlation = neighbours(before, after).clamp(0.0, correlation_max);
-    let independent = (1.0 - correlation) / (1.0 + correlation);
-    let t = (mean(after) - mean(before)) / (spread * (1.0 / n + 1.0 / m).sqrt()) * independent.sqrt();
-    (student_tails(t, (freedom * independent).max(1.0)) * places).min(1.0)
+    // be fewer, fewer for a mean than for a spread (Bayley, Hammersley: "The effective number of independent
+    // observations in an autocorrelated time series", 1946; here for correlation that fades by the same factor with
+    // each step).
+    let r = neighbours(before, after).clamp(0.0, correlation_max);
+    let (of_mean, of_spread) = ((1.0 - r) / (1.0 + r), (1.0 - r * r) / (1.0 + r * r));
+    let t = (mean(after) - mean(before)) / (spread * (1.0 / n + 1.0 / m).sqrt()) * of_mean.sqrt();
+    (student_tails(t, (freedom * of_spread).max(1.0)) * places).min(1.0)
 }
 
 /// Correlation of values with their neighbours, around the means of both sides.

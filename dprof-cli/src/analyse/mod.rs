@@ -1,5 +1,6 @@
 //! Pure analysis: spans and rollups in, answers out. No clock, no store, no terminal.
 
+pub mod attribution;
 pub mod cause;
 pub mod change;
 pub mod compare;

@@ -32,6 +32,18 @@ const RISE_NS_MIN: u64 = 200_000;
 /// … or all requests together by so much per second: less is no reason for a page.
 const ADDED_NS_PER_S_MIN: f64 = 20e6;
 
+/// In steps of seconds, all requests together have to rise by so much, or the median or a tail by so much: what waiting
+/// for a CPU on a busy machine adds comes and goes within less.
+const SECONDS_ADDED_NS_PER_S_MIN: f64 = 100e6;
+const SECONDS_RISE_NS_MIN: u64 = 1_000_000;
+const SECONDS_TAIL_RISE_NS_MIN: u64 = 20_000_000;
+/// A rise that passed by itself within so many seconds is a stall of the machine, not a change…
+const PASSED_S_MIN: u64 = 10;
+/// … and one so short may yet pass.
+const LASTING_S_MIN: u64 = 4;
+/// It passed if so much of the rise is gone.
+const PASSED_SHARE: f64 = 0.5;
+
 /// What rose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -76,6 +88,11 @@ impl Metric {
             Self::P90 | Self::Errors => 20,
             Self::P99 => 100,
         }
+    }
+
+    /// Whether it is about the slow few.
+    const fn is_tail(self) -> bool {
+        matches!(self, Self::P90 | Self::P99)
     }
 
     /// The series' value: differences of logarithms are factors; the arcsine evens out the spread of shares
@@ -233,10 +250,22 @@ fn of_metric(series: &Series, metric: Metric, step_s: u64, chance_max: f64) -> V
     let steps: Vec<&(u64, Rollup)> =
         steps.iter().filter(|(_, rollup)| rollup.count >= metric.count_min()).collect();
     let values: Vec<f64> = steps.iter().map(|(_, rollup)| metric.value(rollup)).collect();
-    change_points(&values, chance_max)
-        .into_iter()
-        .filter_map(|change| symptom(series, metric, &steps, &change, step_s))
+    let changes = change_points(&values, chance_max);
+    let next = changes.iter().skip(1).map(Some).chain([None]);
+    changes
+        .iter()
+        .zip(next)
+        .filter(|(change, next)| !is_stall(&steps, change, *next, step_s))
+        .filter_map(|(change, _)| symptom(series, metric, &steps, change, step_s))
         .collect()
+}
+
+/// Whether a change is too short to be one.
+fn is_stall(steps: &[&(u64, Rollup)], change: &Change, next: Option<&Change>, step_s: u64) -> bool {
+    let seconds = steps[change.until - 1].0 + step_s - steps[change.at].0;
+    let rise = change.after - change.before;
+    let passed = next.is_some_and(|next| change.after - next.after >= PASSED_SHARE * rise);
+    seconds < if passed { PASSED_S_MIN } else { LASTING_S_MIN }
 }
 
 fn symptom(
@@ -266,8 +295,13 @@ fn symptom(
         (rise, rise >= ERROR_RISE_MIN && after.error_share >= ERROR_FACTOR_MIN * before.error_share)
     } else {
         let rise = (change.after - change.before).exp();
-        let is_felt = after.quantile_ns.saturating_sub(before.quantile_ns) >= RISE_NS_MIN
-            || (after.avg_ns as f64 - before.avg_ns as f64) * after.rate >= ADDED_NS_PER_S_MIN;
+        let (rise_ns_min, added_min) = match (step_s < 60, metric.is_tail()) {
+            (true, true) => (SECONDS_TAIL_RISE_NS_MIN, SECONDS_ADDED_NS_PER_S_MIN),
+            (true, false) => (SECONDS_RISE_NS_MIN, SECONDS_ADDED_NS_PER_S_MIN),
+            (false, _) => (RISE_NS_MIN, ADDED_NS_PER_S_MIN),
+        };
+        let is_felt = after.quantile_ns.saturating_sub(before.quantile_ns) >= rise_ns_min
+            || (after.avg_ns as f64 - before.avg_ns as f64) * after.rate >= added_min;
         (rise, rise >= RISE_MIN && is_felt)
     };
     is_large.then(|| Symptom {
@@ -375,6 +409,41 @@ mod tests {
         assert_eq!(found.event.len(), 1);
         assert!(!found.event[0].lasts);
         assert_eq!(found.event[0].after.until_unix_s, 600_000 + 28 * 60);
+    }
+
+    /// Seconds of 300 requests of about `usual_ns`, of which a fifth take `slow_ns` in the seconds `slow`.
+    fn seconds(slow: std::ops::Range<u64>, usual_ns: u64, slow_ns: u64) -> Vec<Rollup> {
+        let ns = |second, n| if slow.contains(&second) && n % 5 == 0 { slow_ns } else { usual_ns };
+        let mut rollups = minutes(6, "GET", 24, ns, |_, _| false);
+        for rollup in &mut rollups {
+            rollup.key.minute_unix_s = 600_000 + (rollup.key.minute_unix_s - 600_000) / 60;
+        }
+        rollups
+    }
+
+    /// In which seconds something got worse.
+    #[track_caller]
+    fn check_seconds(rollups: &[Rollup], expected: &[u64]) {
+        let found = symptoms(rollups, 1, None);
+        let at: Vec<u64> = found.event.iter().map(|symptom| symptom.after.since_unix_s - 600_000).collect();
+        assert_eq!(at, expected);
+    }
+
+    #[test]
+    fn seconds_that_pass_are_a_stall_and_seconds_that_last_a_change() {
+        let slow = |seconds| self::seconds(seconds, 3_000_000, 40_000_000);
+        check_seconds(&slow(12..24), &[12]);
+        check_seconds(&slow(20..24), &[20]);
+        check_seconds(&slow(21..24), &[]);
+        check_seconds(&slow(6..16), &[6]);
+        check_seconds(&slow(6..15), &[]);
+    }
+
+    #[test]
+    fn a_tail_of_seconds_has_to_rise_by_more_than_waiting_for_a_cpu() {
+        // 60 slow ones a second, the mean factor of the noise is about e: 50 and 500 ms per second.
+        check_seconds(&seconds(12..24, 30_000, 300_000), &[]);
+        check_seconds(&seconds(12..24, 30_000, 3_000_000), &[12]);
     }
 
     #[test]

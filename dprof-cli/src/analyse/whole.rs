@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dprof_common::model::{RootKind, Span, SpanFlags};
 use serde::Serialize;
 
+use super::attribution::{Attribution, shares};
 use super::critical_path::critical_path;
 use super::estimate::{Distribution, Latency, weight};
 use super::latency::Part;
@@ -123,8 +124,10 @@ pub struct RequestRow {
     pub spans: u64,
     /// Whole traces that the figures below stand on.
     pub traces: u64,
-    /// RPCs per trace, mean.
+    /// RPCs per trace, mean. Of a call that serves several requests, as of all below, by submitter a share.
     pub rpcs_per_trace: f64,
+    /// Sum of the durations of the RPCs below the request, mean per trace, in such shares.
+    pub calls_ns: u64,
     /// Traces with a failed RPC anywhere, share.
     pub failing_share: f64,
     /// Hop that the critical paths spent most time in: service and operation.
@@ -140,7 +143,8 @@ struct Requests {
     durations: Distribution,
     errors: f64,
     traces: u64,
-    rpcs: u64,
+    rpcs: f64,
+    calls_ns: f64,
     failing: u64,
     path_ns: u64,
     on_path: BTreeMap<(String, Part), u64>,
@@ -171,12 +175,17 @@ impl RequestStats {
     }
 
     /// Adds a whole trace of a request that was counted.
-    pub fn add_trace(&mut self, tree: &Tree<'_>, root: usize) {
+    pub fn add_trace(&mut self, tree: &Tree<'_>, root: usize, attribution: Attribution) {
         let placed = place(tree);
         let steps = critical_path(tree, &placed, root);
         let Some(requests) = self.of(tree.nodes[root].span) else { return };
         requests.traces += 1;
-        requests.rpcs += tree.nodes.len() as u64;
+        for (idx, share) in shares(tree, attribution).into_iter().enumerate() {
+            requests.rpcs += share;
+            if idx != root {
+                requests.calls_ns += share * tree.nodes[idx].span.duration_ns() as f64;
+            }
+        }
         requests.failing += u64::from(tree.nodes.iter().any(|node| node.span.is_error()));
         for step in steps {
             let Some(near) = tree.nodes[step.idx].span.nearest() else { continue };
@@ -194,7 +203,7 @@ impl RequestStats {
             .filter(|(_, requests)| requests.durations.seen > 0)
             .map(|((service, operation, root), requests)| {
                 let mostly = requests.on_path.iter().max_by_key(|(_, ns)| **ns);
-                let per_trace = |n: u64| n as f64 / requests.traces.max(1) as f64;
+                let per_trace = |n: f64| n / requests.traces.max(1) as f64;
                 RequestRow {
                     service,
                     operation,
@@ -206,7 +215,8 @@ impl RequestStats {
                     spans: requests.durations.seen,
                     traces: requests.traces,
                     rpcs_per_trace: per_trace(requests.rpcs),
-                    failing_share: per_trace(requests.failing),
+                    calls_ns: per_trace(requests.calls_ns) as u64,
+                    failing_share: per_trace(requests.failing as f64),
                     mostly: mostly.map_or(String::new(), |((hop, _), _)| hop.clone()),
                     mostly_part: mostly.map_or("", |((_, part), _)| part.name()),
                     mostly_share: mostly.map_or(0.0, |(_, ns)| *ns as f64 / requests.path_ns.max(1) as f64),
@@ -257,7 +267,7 @@ mod tests {
             stats.add_root(&spans[0]);
         }
         let tree = Tree::new(&spans);
-        stats.add_trace(&tree, 0);
+        stats.add_trace(&tree, 0, Attribution::Trigger);
         let mut lost = rpc(9).of("web", "GET /").at(0, 500).build();
         lost.root = Some(RootKind::Unlinked);
         lost.probability = 0.5;

@@ -202,14 +202,18 @@ fn value_table(rows: &[ValueRow], context: &mut Context<'_>) -> Result<(), Failu
 }
 
 fn number_table(rows: &[NumberRow], two_windows: bool, context: &mut Context<'_>) -> Result<(), Failure> {
-    let (first, second) = if two_windows { ("NOW", "BEFORE") } else { ("SLOW", "REST") };
+    let [first, second, first_mean, second_mean] = if two_windows {
+        ["NOW P50", "BEFORE P50", "NOW AVG", "BEFORE AVG"]
+    } else {
+        ["SLOW P50", "REST P50", "SLOW AVG", "REST AVG"]
+    };
     let mut table = Table::new([
         Column::number("D", 0),
         Column::whole("PART OR SIZE", 0),
         Column::number(first, 0),
         Column::number(second, 0),
-        Column::number("MEAN", 2),
-        Column::number("MEAN", 2),
+        Column::number(first_mean, 2),
+        Column::number(second_mean, 2),
     ]);
     for row in rows {
         let name = row.number.trim_end_matches("_ns").trim_end_matches("_us").replace('_', " ");

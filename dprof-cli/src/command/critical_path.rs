@@ -5,11 +5,12 @@ use dprof_store::{Order, Reader, SpanQuery};
 use serde::Serialize;
 
 use super::slowest_traces::{is_root, roots};
+use crate::analyse::attribution::Attribution;
 use crate::analyse::critical_path::critical_path;
 use crate::analyse::path_profile::{PathRow, Profile, difference};
 use crate::analyse::place::place;
 use crate::analyse::tree::Tree;
-use crate::args::{Format, FormatArgs, NameArgs, SpanArgs, WindowArgs, parse_id};
+use crate::args::{AttributeArgs, Format, FormatArgs, NameArgs, SpanArgs, WindowArgs, parse_id};
 use crate::context::{Context, Failure};
 use crate::load::{self, Window, short_id};
 use crate::render::table::{Cell, Column, Table};
@@ -47,6 +48,8 @@ pub(crate) struct Args {
     /// Show every row
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    attribute: AttributeArgs,
     #[command(flatten)]
     output: FormatArgs,
 }
@@ -96,8 +99,12 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
 
 async fn one(id: &str, args: &Args, context: &mut Context<'_>, reader: &dyn Reader) -> Result<(), Failure> {
     let trace_id = load::resolve_trace(context, reader, id).await?;
-    let answer = reader.trace(trace_id).await?;
+    let mut answer = reader.trace(trace_id).await?;
     context.warn(&answer.warnings);
+    if args.attribute.attribute == Attribution::Submitter {
+        let windows = sample::at_work(&answer.rows);
+        sample::submitted(context, reader, &windows, std::slice::from_mut(&mut answer.rows)).await?;
+    }
     let tree = Tree::new(&answer.rows);
     let Some(root) = tree.request() else {
         return Err(Failure::NotFound(format!(
@@ -210,9 +217,12 @@ async fn slow_against_usual(
     };
     let (mut slow, mut usual) = (Profile::default(), Profile::default());
     for (profile, spans) in [(&mut slow, &sets.slow), (&mut usual, &sets.usual)] {
-        for trace in sample::traces_of(context, reader, spans).await? {
-            profile.add_spans(&trace);
+        let mut traces = sample::traces_of(context, reader, spans).await?;
+        if args.attribute.attribute == Attribution::Submitter {
+            let bounds = [(window.since_unix_ns, window.until_unix_ns)];
+            sample::submitted(context, reader, &bounds, &mut traces).await?;
         }
+        traces.iter().for_each(|trace| profile.add_spans(trace));
     }
     let rows = difference(&slow, &usual);
     context.say(&format!(
@@ -362,6 +372,48 @@ mod tests {
             .map(|s| s["duration_ns"].as_u64().expect("a number"))
             .sum();
         assert_eq!(sum, 1_000_000);
+    }
+
+    /// Two requests of a writer that gathers SETs: the first submits its part and waits, the second triggers the call
+    /// for both, which takes 4 ms.
+    fn gathered() -> Vec<Span> {
+        let request = |id: u64| rpc(id).trace(u128::from(id)).of("writer", "SET").hosts("web-1", "web-1");
+        vec![
+            request(1).at(0, 40_000).build(),
+            request(2).at(10_000, 30_000).build(),
+            rpc(3)
+                .trace(2)
+                .under(2)
+                .and_under(1)
+                .by("writer")
+                .hosts("web-1", "db-1")
+                .at(20_000, 4_000)
+                .build(),
+        ]
+    }
+
+    /// Service time of the writer and of redis on the path of a request, milliseconds.
+    #[track_caller]
+    fn check_gathered(args: &str, expected: (f64, f64)) {
+        let (result, out, _) =
+            run(Memory::of(gathered()), 80, &format!("critical-path {args} --format json"));
+        assert!(result.is_ok(), "{result:?}");
+        let document: serde_json::Value = serde_json::from_str(&out).expect("json");
+        let steps = document["steps"].as_array().expect("steps");
+        let of = |service: &str| {
+            let its = steps.iter().filter(|step| step["service"] == service && step["part"] == "service");
+            its.map(|step| step["duration_ns"].as_f64().expect("a number")).sum::<f64>() / 1e6
+        };
+        assert_eq!((of("writer"), of("redis")), expected, "{args}");
+    }
+
+    #[test]
+    fn deferred_work_is_on_the_path_of_who_triggered_it_or_of_all_who_submitted_a_part() {
+        // Of 40 ms the writer serves 60 %; by submitter it waits 4 ms of them for redis, of which 60 % is its service.
+        check_gathered("0000000000000001", (24.0, 0.0));
+        check_gathered("0000000000000001 --attribute submitter", (20.0, 2.4));
+        check_gathered("0000000000000002", (14.0, 2.4));
+        check_gathered("0000000000000002 --attribute submitter", (14.0, 2.4));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::export::jaeger::Jaeger;
 use crate::export::ndjson::Ndjson;
 use crate::export::otlp::Otlp;
 use crate::export::pages::Pages;
+use crate::export::parquet::Parquet;
 use crate::export::perfetto::Perfetto;
 use crate::export::zipkin::Zipkin;
 use crate::load::{self, Window, short_id};
@@ -28,11 +29,12 @@ use crate::units;
 ///
 /// otlp-json is OpenTelemetry's JSON (one document), zipkin-json Zipkin's v2, jaeger-json what Jaeger's UI loads:
 /// a CLIENT and a SERVER span per RPC, of the ends that were seen. perfetto opens in Perfetto's UI. folded has stacks
-/// for flame graphs, of the critical paths. csv has one line per RPC, ndjson one JSON object per RPC. jaeger-json and
+/// for flame graphs, of the critical paths. csv has one line per RPC, ndjson one JSON object, parquet one row in the
+/// columns of csv, with their types. jaeger-json and
 /// folded take whole traces, by filters on their requests.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// otlp-json, zipkin-json, jaeger-json, perfetto, folded, csv or ndjson
+    /// otlp-json, zipkin-json, jaeger-json, perfetto, folded, csv, ndjson or parquet
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     format: ExportFormat,
     /// File to write, - for stdout; a file appears only when it is complete
@@ -69,6 +71,8 @@ enum ExportFormat {
     Csv,
     /// A JSON object per line
     Ndjson,
+    /// Apache Parquet
+    Parquet,
 }
 
 /// Runs it.
@@ -83,6 +87,7 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
         ExportFormat::Folded => Box::new(Folded::default()),
         ExportFormat::Csv => Box::new(Csv),
         ExportFormat::Ndjson => Box::new(Ndjson),
+        ExportFormat::Parquet => Box::new(Parquet::default()),
     };
     let limit = args.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
     let of_trace = match &args.trace {
@@ -259,7 +264,7 @@ mod tests {
         let (_, out, words) = run(store(), 80, "export --format folded --out -");
         assert_eq!(out.lines().count(), 2, "{out}");
         assert!(words.starts_with("exported 3 RPCs"), "{words}");
-        for format in ["zipkin-json", "perfetto", "ndjson"] {
+        for format in ["zipkin-json", "perfetto", "ndjson", "parquet"] {
             let (result, out) = run_bytes(&format!("export --format {format} --out -"));
             assert!(result.is_ok() && !out.is_empty(), "{format}");
         }

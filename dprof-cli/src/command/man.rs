@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 
 use crate::args::Cli;
@@ -29,19 +29,25 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
         context.out.write_all(&page)?;
         return Ok(());
     };
-    let mut pages = vec![("dprof-cli.1".to_owned(), command.clone())];
-    for sub in command.get_subcommands() {
-        pages.push((format!("dprof-cli-{}.1", sub.get_name()), sub.clone()));
-    }
-    for (file, command) in &pages {
-        let path = dir.join(file);
+    let mut pages = Vec::new();
+    add_pages("dprof-cli", &command, &mut pages);
+    for (name, command) in &pages {
+        let path = dir.join(format!("{name}.1"));
         let mut page = Vec::new();
-        Man::new(command.clone()).render(&mut page)?;
+        Man::new((*command).clone()).render(&mut page)?;
         std::fs::write(&path, page)
             .map_err(|error| Failure::Error(format!("cannot write {}: {error}", path.display())))?;
     }
     context.say(&format!("wrote {} pages into {}", pages.len(), dir.display()));
     Ok(())
+}
+
+/// A page for the command and for each below it. What clap adds by itself (`help`) needs none.
+fn add_pages<'a>(name: &str, command: &'a Command, pages: &mut Vec<(String, &'a Command)>) {
+    pages.push((name.to_owned(), command));
+    for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
+        add_pages(&format!("{name}-{}", below.get_name()), below, pages);
+    }
 }
 
 #[cfg(test)]
@@ -59,6 +65,12 @@ mod tests {
         assert!(words.starts_with("wrote ") && words.contains(" pages into "), "{words}");
         let page = std::fs::read_to_string(dir.path().join("dprof-cli-slowest-spans.1")).expect("written");
         assert!(page.contains("min\\-duration") && page.contains(".TH dprof-cli-slowest-spans 1"), "{page}");
+        let page = std::fs::read_to_string(dir.path().join("dprof-cli-store-init.1")).expect("written");
+        assert!(page.contains(".TH dprof-cli-store-init 1"), "{page}");
+        assert!(
+            !dir.path().join("dprof-cli-help.1").exists()
+                && !dir.path().join("dprof-cli-store-help.1").exists()
+        );
         let (result, ..) = run(Memory::default(), 80, "man --dir /nonexistent");
         assert!(result.expect_err("no folder").to_string().starts_with("cannot write /nonexistent/"));
     }

@@ -5,6 +5,7 @@ use dprof_common::model::Rollup;
 use dprof_store::{Reader, RollupQuery};
 
 use super::stats_by;
+use crate::analyse::attribution::Attribution;
 use crate::analyse::group::Field;
 use crate::analyse::stats::{SortBy, StatRow, merge, rows};
 use crate::args::{Format, FormatArgs, NameArgs, WindowArgs};
@@ -38,6 +39,16 @@ pub(crate) struct Args {
     /// Per kind of request over whole traces: RPCs per trace, failures anywhere, where the time goes
     #[arg(long, conflicts_with = "by")]
     traces: bool,
+    /// With --traces: charge a call that serves several requests to the one that triggered it, or to each submitter of
+    /// a part, in equal shares [default: trigger]
+    #[arg(
+        long,
+        value_enum,
+        requires = "traces",
+        value_name = "trigger|submitter",
+        hide_possible_values = true
+    )]
+    pub(super) attribute: Option<Attribution>,
     #[command(flatten)]
     pub(super) output: FormatArgs,
 }

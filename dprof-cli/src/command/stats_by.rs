@@ -4,6 +4,7 @@ use dprof_common::model::Span;
 use dprof_store::{Order, SpanQuery};
 
 use super::stats::{Args, errors_cell, nothing};
+use crate::analyse::attribution::Attribution;
 use crate::analyse::estimate::Latency;
 use crate::analyse::group::{Field, GroupRow, Groups};
 use crate::analyse::stats::SortBy;
@@ -141,10 +142,16 @@ pub(super) async fn traces(args: &Args, context: &mut Context<'_>) -> Result<(),
     })
     .await?;
     let examples: Vec<Span> = examples.into_values().flatten().collect();
-    for spans in sample::traces_of(context, &*reader, &examples).await? {
-        let tree = Tree::new(&spans);
+    let attribution = args.attribute.unwrap_or_default();
+    let mut traces = sample::traces_of(context, &*reader, &examples).await?;
+    if attribution == Attribution::Submitter {
+        let bounds = [(window.since_unix_ns, window.until_unix_ns)];
+        sample::submitted(context, &*reader, &bounds, &mut traces).await?;
+    }
+    for spans in &traces {
+        let tree = Tree::new(spans);
         if let Some(root) = tree.request() {
-            stats.add_trace(&tree, root);
+            stats.add_trace(&tree, root, attribution);
         }
     }
     let mut rows = stats.rows();
@@ -171,7 +178,12 @@ fn request_table(rows: &[RequestRow], context: &mut Context<'_>) -> Result<(), F
     let mut columns =
         vec![Column::whole("ROOT", 1), Column::text("SERVICE", 0), Column::text("OPERATION", 0)];
     columns.extend(latency_columns());
-    columns.extend([Column::number("RPCS", 1), Column::number("FAILING", 4), Column::text("MOSTLY", 4)]);
+    columns.extend([
+        Column::number("RPCS", 1),
+        Column::number("IN CALLS", 5),
+        Column::number("FAILING", 4),
+        Column::text("MOSTLY", 4),
+    ]);
     let mut table = Table::new(columns);
     for row in rows {
         let mut cells: Vec<Cell> =
@@ -180,6 +192,7 @@ fn request_table(rows: &[RequestRow], context: &mut Context<'_>) -> Result<(), F
         let known = |text: String| if row.traces == 0 { Cell::default() } else { text.into() };
         cells.extend([
             known(format!("{:.1}", row.rpcs_per_trace)),
+            known(units::duration(row.calls_ns)),
             if row.failing_share > 0.0 {
                 Cell::toned(format!("{:.0}%", row.failing_share * 100.0), crate::render::Tone::Red)
             } else {
@@ -241,9 +254,9 @@ db-2  r2        1  5.00 ms  5.00 ms  5.00 ms  5.00 ms  5.00 ms  5.00 ms  5.00 ms
         assert_eq!(
             out,
             "\
-ROOT      SERVICE  OPERATION  COUNT      MIN      AVG      P50      P90      P99      MAX    TOTAL  RPCS  MOSTLY
-edge      web      GET /          4  10.0 ms  10.0 ms  10.0 ms  10.0 ms  10.0 ms  10.0 ms  40.0 ms   2.0  30% service redis GET
-unlinked  redis    GET            1   700 us   700 us   700 us   700 us   700 us   700 us   700 us   1.0  60% service redis GET
+ROOT      SERVICE  OPERATION  COUNT      MIN      AVG      P50      P90      P99      MAX    TOTAL  RPCS  IN CALLS  MOSTLY
+edge      web      GET /          4  10.0 ms  10.0 ms  10.0 ms  10.0 ms  10.0 ms  10.0 ms  40.0 ms   2.0   5.00 ms  30% service redis GET
+unlinked  redis    GET            1   700 us   700 us   700 us   700 us   700 us   700 us   700 us   1.0      0 ns  60% service redis GET
 "
         );
         let (_, out, _) = run(Memory::of(spans()), 80, "stats --traces --format json");
@@ -252,6 +265,42 @@ unlinked  redis    GET            1   700 us   700 us   700 us   700 us   700 us
             (&rows[0]["root"], &rows[0]["count"], &rows[0]["rpcs_per_trace"]),
             (&"edge".into(), &4.into(), &2.0.into())
         );
+    }
+
+    /// A request of 10 ms that triggers a call of 6 ms with parts of two others, which wait for it as well.
+    #[track_caller]
+    fn check_shared(args: &str, expected: [(&str, f64, u64); 2]) {
+        let request = |id: u64, operation: &str| {
+            rpc(id).trace(u128::from(id)).of("writer", operation).hosts("web-1", "web-1").at(0, 10_000)
+        };
+        let call = rpc(4).trace(1).under(1).and_under(2).and_under(3).by("writer").hosts("web-1", "db-1");
+        let spans = vec![
+            request(1, "FLUSH").build(),
+            request(2, "SET").build(),
+            request(3, "SET").build(),
+            call.at(2_500, 6_000).build(),
+        ];
+        let args = format!("stats --traces --format json {args}");
+        let (result, out, _) = run(Memory::of(spans), 80, &args);
+        assert!(result.is_ok(), "{result:?}");
+        let mut rows: Vec<serde_json::Value> = serde_json::from_str(&out).expect("json");
+        rows.sort_by_key(|row| row["operation"].to_string());
+        let shown: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                let (rpcs, ns) = (row["rpcs_per_trace"].as_f64(), row["calls_ns"].as_u64());
+                (row["operation"].as_str().expect("text"), rpcs.expect("a number"), ns.expect("a number"))
+            })
+            .collect();
+        assert_eq!(shown, expected, "{args}");
+    }
+
+    #[test]
+    fn a_call_for_several_requests_counts_for_its_trigger_or_in_equal_shares() {
+        check_shared("", [("FLUSH", 2.0, 6_000_000), ("SET", 1.0, 0)]);
+        let third = 1.0 / 3.0;
+        let expected = [("FLUSH", 1.0 + third, 2_000_000), ("SET", 1.0 + third, 2_000_000)];
+        check_shared("--attribute submitter", expected);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dprof_common::model::{RootKind, Span, SpanFlags, split};
 use serde::Serialize;
 
+use crate::analyse::attribution::Attribution;
 use crate::analyse::latency::{self, Part};
 use crate::analyse::message::messages;
 use crate::analyse::place::{Placed, place};
@@ -12,13 +13,13 @@ use crate::analyse::repeat::repeats;
 use crate::analyse::row::{SpanRow, halves};
 use crate::analyse::tree::Tree;
 use crate::analyse::trust::TrustArgs;
-use crate::args::{Format, FormatArgs, parse_id};
+use crate::args::{AttributeArgs, Format, FormatArgs, parse_id};
 use crate::context::{Context, Failure};
 use crate::load::{self, short_id};
 use crate::render::rows::{Line, Row, rows};
 use crate::render::table::{Cell, Column, Table};
 use crate::render::{Tone, json, waterfall};
-use crate::units;
+use crate::{sample, units};
 
 use super::slowest_spans::failure_cell;
 
@@ -51,6 +52,8 @@ pub(crate) struct Args {
     #[arg(long)]
     all: bool,
     #[command(flatten)]
+    attribute: AttributeArgs,
+    #[command(flatten)]
     trust: TrustArgs,
     #[command(flatten)]
     output: FormatArgs,
@@ -74,8 +77,12 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
     let reader = context.reader().await?;
     let trace_id = load::resolve_trace(context, &*reader, &args.id).await?;
     let mut answer = reader.trace(trace_id).await?;
-    args.trust.apply(&mut answer.rows);
     context.warn(&answer.warnings);
+    if args.attribute.attribute == Attribution::Submitter {
+        let windows = sample::at_work(&answer.rows);
+        sample::submitted(context, &*reader, &windows, std::slice::from_mut(&mut answer.rows)).await?;
+    }
+    args.trust.apply(&mut answer.rows);
     if answer.rows.is_empty() {
         return Err(Failure::NotFound(format!(
             "no spans of trace {}: it expired while it was looked up; dprof-cli slowest-spans lists those there are",
@@ -597,6 +604,38 @@ TRACE             SPAN              MESSAGE  TIMESTAMP (UTC)                CALL
         assert_eq!(rows[3]["status"], "error");
         assert_eq!(rows[3]["flags"], serde_json::json!(["incomplete", "request_time_approximate"]));
         assert_eq!(rows[4]["kind"], "client");
+    }
+
+    #[test]
+    fn a_call_made_for_another_request_is_shown_to_who_submitted_a_part() {
+        let spans = || {
+            vec![
+                rpc(1).trace(1).of("writer", "SET").hosts("web-1", "web-1").at(0, 40_000).build(),
+                rpc(2).trace(2).of("writer", "SET").hosts("web-1", "web-1").at(10_000, 30_000).build(),
+                rpc(3)
+                    .trace(2)
+                    .under(2)
+                    .and_under(1)
+                    .by("writer")
+                    .hosts("web-1", "db-1")
+                    .at(20_000, 4_000)
+                    .build(),
+            ]
+        };
+        let shape = |args: &str| {
+            let (result, out, _) = run(Memory::of(spans()), 80, &format!("trace {args} --format json"));
+            assert!(result.is_ok(), "{result:?}");
+            let rows: Vec<serde_json::Value> = serde_json::from_str(&out).expect("json");
+            let of = |row: &serde_json::Value| {
+                let id =
+                    |field: &str| row[field].as_str().map_or("-", |id| id.trim_start_matches('0')).to_owned();
+                format!("{}>{} of {}", id("parent_span_id"), id("span_id"), id("trace_id"))
+            };
+            rows.iter().map(of).collect::<Vec<_>>()
+        };
+        assert_eq!(shape("0000000000000001"), ["->1 of 1"]);
+        assert_eq!(shape("0000000000000001 --attribute submitter"), ["->1 of 1", "1>3 of 1"]);
+        assert_eq!(shape("0000000000000002 --attribute submitter"), ["->2 of 2", "2>3 of 2"]);
     }
 
     #[test]

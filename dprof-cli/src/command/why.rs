@@ -14,7 +14,7 @@ use crate::analyse::symptom::{Metric, Symptom, n_steps, symptoms};
 use crate::args::{Format, FormatArgs, NameArgs, SpanArgs, WindowArgs};
 use crate::context::{Context, Failure};
 use crate::load::{self, Window};
-use crate::render::text::clean;
+use crate::render::text::{clean, wrap};
 use crate::render::{Tone, json};
 use crate::{sample, units};
 
@@ -26,6 +26,9 @@ const REQUESTS: usize = 200;
 const CAUSES_SHOWN: usize = 3;
 const OTHERS_SHOWN: usize = 3;
 const SHARED_SHOWN: usize = 3;
+
+/// What goes on in a further line stands under the text after "1. ".
+const CONTINUED_COLUMNS: usize = 3;
 
 /// Fewer minutes than this tell no change: then seconds are counted, of so many spans at most, in so many steps.
 const MINUTES_MIN: u64 = 8;
@@ -119,7 +122,9 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
     lines.extend(also_worse(&also, &found.others));
     for (idx, line) in lines.iter().enumerate() {
         let tone = if idx == 0 { Tone::Bold } else { Tone::Plain };
-        writeln!(context.out, "{}", tone.paint(context.screen.colour, &clean(line)))?;
+        for line in fitted(line, context) {
+            writeln!(context.out, "{}", tone.paint(context.screen.colour, &line))?;
+        }
     }
     writeln!(context.out, "next: {}", clean(&next))?;
     Ok(())
@@ -160,6 +165,11 @@ fn main_symptom(event: &[Symptom]) -> Option<&Symptom> {
     event.iter().filter(added).find(|symptom| symptom.kind == Side::Server).or(Some(worst))
 }
 
+/// A line as wide as the screen at most: broken where the terminal would break words. What to type stays whole.
+fn fitted(line: &str, context: &Context<'_>) -> Vec<String> {
+    wrap(&clean(line), context.screen.width.unwrap_or(usize::MAX), CONTINUED_COLUMNS)
+}
+
 fn steady(
     event: &[Symptom],
     series: usize,
@@ -172,16 +182,20 @@ fn steady(
         return Ok(());
     }
     let of = window.describe(context.now_unix_ns);
-    writeln!(
-        context.out,
+    let steady = format!(
         "nothing got worse: latency and failures of {series} operations are steady in {steps} steps of {of}"
-    )?;
+    );
+    for line in fitted(&steady, context) {
+        writeln!(context.out, "{line}")?;
+    }
     let hint = if steps < 8 {
         "a change shows after some minutes on either side: try a longer --since, or dprof-cli compare"
     } else {
         "what the slowest share anyway: dprof-cli critical-path, dprof-cli compare"
     };
-    writeln!(context.out, "next: {hint}")?;
+    for line in fitted(&format!("next: {hint}"), context) {
+        writeln!(context.out, "{line}")?;
+    }
     Ok(())
 }
 
@@ -433,7 +447,7 @@ mod tests {
 
     #[test]
     fn the_slow_host_is_named_in_ten_lines() {
-        let (result, out, _) = run(Memory::of(spans(9)), 100, "why");
+        let (result, out, _) = run(Memory::of(spans(9)), 200, "why");
         assert!(result.is_ok(), "{result:?}");
         let lines: Vec<&str> = out.lines().collect();
         assert!(lines.len() <= 10, "{out}");
@@ -452,6 +466,17 @@ mod tests {
             "{out}"
         );
         assert!(lines.last().expect("a line").starts_with("next: dprof-cli trace "), "{out}");
+    }
+
+    #[test]
+    fn on_a_narrow_screen_lines_are_broken_between_words_and_what_to_type_is_not() {
+        let (_, wide, _) = run(Memory::of(spans(9)), 200, "why");
+        let (_, narrow, _) = run(Memory::of(spans(9)), 80, "why");
+        assert!(narrow.lines().count() > wide.lines().count(), "{narrow}");
+        for line in narrow.lines().filter(|line| !line.starts_with("next: ")) {
+            assert!(line.chars().count() <= 80 && line == line.trim_end(), "{line}");
+        }
+        assert_eq!(narrow.replace("\n   ", " "), wide);
     }
 
     #[test]

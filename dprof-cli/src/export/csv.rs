@@ -12,7 +12,7 @@ use crate::analyse::row::SpanRow;
 use crate::units;
 
 /// Columns in order. A program finds its columns by name; new ones go to the end.
-const COLUMNS: [&str; 50] = [
+pub(super) const COLUMNS: [&str; 50] = [
     "trace_id",
     "span_id",
     "parent_span_id",
@@ -88,8 +88,12 @@ impl Exporter for Csv {
     }
 }
 
-/// The values in the order of [`COLUMNS`].
-fn values<'a>(span: &'a Span, row: &'a SpanRow<'a>, near: &'a Half) -> [Cow<'a, str>; COLUMNS.len()] {
+/// The values in the order of [`COLUMNS`]; empty = unknown.
+pub(super) fn values<'a>(
+    span: &'a Span,
+    row: &'a SpanRow<'a>,
+    near: &'a Half,
+) -> [Cow<'a, str>; COLUMNS.len()] {
     fn number<T: ToString>(value: Option<T>) -> Cow<'static, str> {
         value.map_or(Cow::Borrowed(""), |value| Cow::Owned(value.to_string()))
     }

@@ -7,6 +7,7 @@ pub(crate) mod jaeger;
 pub(crate) mod ndjson;
 pub(crate) mod otlp;
 pub(crate) mod pages;
+pub(crate) mod parquet;
 pub(crate) mod perfetto;
 pub(crate) mod zipkin;
 

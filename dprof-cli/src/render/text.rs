@@ -59,6 +59,24 @@ pub(crate) fn fit(text: &str, columns: usize, unicode: bool) -> Cow<'_, str> {
     Cow::Owned(cut)
 }
 
+/// `text` broken at spaces into lines of at most `columns`, those after the first with `indent` spaces before them. A
+/// word that does not fit a line has one to itself, and is whole.
+pub(crate) fn wrap(text: &str, columns: usize, indent: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    for word in text.split(' ') {
+        let is_first_word = line.trim_start().is_empty();
+        if !is_first_word && width(&line) + 1 + width(word) > columns {
+            lines.push(std::mem::replace(&mut line, " ".repeat(indent)));
+        } else if !is_first_word {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    lines.push(line);
+    lines
+}
+
 /// Appends `text` and spaces up to `columns`.
 pub(crate) fn pad(line: &mut String, text: &str, columns: usize) {
     line.push_str(text);
@@ -88,5 +106,17 @@ mod tests {
         assert_eq!(fit("日本語", 5, true), "日本…");
         assert_eq!(fit("日本語", 4, true), "日…");
         assert_eq!(fit("abc", 0, true), "");
+    }
+
+    #[test]
+    fn lines_are_broken_between_words_by_columns() {
+        let check =
+            |text: &str, columns, expected: &[&str]| assert_eq!(wrap(text, columns, 2), expected, "{text}");
+        check("", 5, &[""]);
+        check("ab cd", 5, &["ab cd"]);
+        check("ab cde", 5, &["ab", "  cde"]);
+        check("ab cd ef gh", 5, &["ab cd", "  ef", "  gh"]);
+        check("日本 語", 6, &["日本", "  語"]);
+        check("a longword b", 5, &["a", "  longword", "  b"]);
     }
 }

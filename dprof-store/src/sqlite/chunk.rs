@@ -15,7 +15,7 @@ use crate::schema::{APPLICATION_ID, CREATE, SCHEMA_VERSION};
 const AUTOCHECKPOINT_PAGES: i64 = 2000;
 /// Page cache of the writer, KiB: a group's indexes (70 pages each) and the dictionary stay in.
 const WRITER_CACHE_KIB: i64 = 8192;
-/// Page cache of a reader, KiB.
+/// Page cache of a reader, KiB; 16 chunks are open at a time.
 const READER_CACHE_KIB: i64 = 4096;
 /// How long to wait for a lock that another process holds for a moment (recovery, sealing).
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(2);

@@ -124,6 +124,8 @@ struct IdRange {
     to: u64,
     /// The upper half must be this.
     high: Option<u64>,
+    /// The lower half must lie between these.
+    low: Option<(u64, u64)>,
 }
 
 /// The numbers whose first `digits` hexadecimal digits of `of` are those of `value`.
@@ -141,23 +143,37 @@ fn prefix_ranges(prefix: &str) -> Vec<IdRange> {
         return Vec::new();
     }
     let hex = |text: &str| u64::from_str_radix(text, 16).expect("at most 16 digits, checked above");
-    let low = |from, to, high| IdRange { index: "spans_by_trace", column: "trace_lo", from, to, high };
+    let low = |from, to, high| IdRange {
+        index: "spans_by_trace",
+        column: "trace_lo",
+        from,
+        to,
+        high: Some(high),
+        low: None,
+    };
+    // The index leaves out zero.
+    let adopted =
+        |from, to, low| IdRange { index: "spans_by_adopted", column: "trace_hi", from, to, high: None, low };
     let mut ranges = Vec::new();
     if digits >= 16 {
-        let (from, to) =
-            if digits == 16 { (0, u64::MAX) } else { prefix_range(hex(&prefix[16..]), digits - 16, 16) };
-        ranges.push(low(from, to, Some(hex(&prefix[..16]))));
+        let high = hex(&prefix[..16]);
+        let below = (digits > 16).then(|| prefix_range(hex(&prefix[16..]), digits - 16, 16));
+        ranges.push(if high == 0 {
+            let (from, to) = below.unwrap_or((0, u64::MAX));
+            low(from, to, 0)
+        } else {
+            adopted(high, high, below)
+        });
     } else {
         let (from, to) = prefix_range(hex(prefix), digits, 16);
         if from == 0 {
-            ranges.push(low(0, u64::MAX, Some(0)));
+            ranges.push(low(0, u64::MAX, 0));
         }
-        // The index leaves out zero.
-        ranges.push(IdRange { index: "spans_by_adopted", column: "trace_hi", from, to, high: None });
+        ranges.push(adopted(from, to, None));
     }
     if digits <= 16 {
         let (from, to) = prefix_range(hex(prefix), digits, 16);
-        ranges.push(low(from, to, Some(0)));
+        ranges.push(low(from, to, 0));
     }
     ranges
 }
@@ -196,12 +212,15 @@ fn with_prefix(session: &mut Session, prefix: &str, limit: usize) -> Result<Vec<
 fn ids_in(chunk: &mut OpenChunk, range: &IdRange, limit: usize) -> Result<Vec<TraceId>, StoreError> {
     // Signed in the file: the upper half of the numbers comes as negative ones.
     const MIDDLE: u64 = 1 << 63;
-    let IdRange { index, column, from, to, high } = *range;
+    let IdRange { index, column, from, to, high, low } = *range;
     let sql = format!(
         "SELECT DISTINCT trace_hi, trace_lo FROM spans INDEXED BY {index}
          WHERE grp = ?1 AND {column} BETWEEN ?2 AND ?3 {} {} ORDER BY {column}, trace_lo LIMIT ?4",
-        high.map_or(String::new(), |high| format!("AND trace_hi = {}", high as i64)),
-        if high.is_none() { "AND trace_hi <> 0" } else { "" },
+        high.map_or("AND trace_hi <> 0".to_owned(), |high| format!("AND trace_hi = {}", high as i64)),
+        // One digit more than the upper half's is known, so both ends have the same sign.
+        low.map_or(String::new(), |(from, to)| {
+            format!("AND trace_lo BETWEEN {} AND {}", from as i64, to as i64)
+        }),
     );
     let read = || -> rusqlite::Result<Vec<TraceId>> {
         let mut ids = Vec::new();
@@ -368,7 +387,10 @@ mod tests {
         let shown = |prefix: &str| {
             prefix_ranges(prefix)
                 .iter()
-                .map(|r| format!("{} {:x}..{:x} {:?}", r.column, r.from, r.to, r.high))
+                .map(|r| {
+                    let low = r.low.map_or(String::new(), |(from, to)| format!(" {from:x}..{to:x}"));
+                    format!("{} {:x}..{:x} {:?}{low}", r.column, r.from, r.to, r.high)
+                })
                 .collect::<Vec<_>>()
                 .join("; ")
         };
@@ -380,10 +402,13 @@ mod tests {
             shown("00"),
             "trace_lo 0..ffffffffffffffff Some(0); trace_hi 0..ffffffffffffff None; trace_lo 0..ffffffffffffff Some(0)"
         );
-        assert_eq!(shown("00000000000000017"), "trace_lo 7000000000000000..7fffffffffffffff Some(1)");
+        assert_eq!(shown("00000000000000017"), "trace_hi 1..1 None 7000000000000000..7fffffffffffffff");
+        assert_eq!(shown("00000000000000007"), "trace_lo 7000000000000000..7fffffffffffffff Some(0)");
+        let ones = 0x1111_1111_1111_1111_u64;
+        assert_eq!(shown(&"1".repeat(32)), format!("trace_hi {ones:x}..{ones:x} None {ones:x}..{ones:x}"));
         assert_eq!(
-            shown(&"1".repeat(32)),
-            "trace_lo 1111111111111111..1111111111111111 Some(1229782938247303441)"
+            shown(&"1".repeat(16)),
+            format!("trace_hi {ones:x}..{ones:x} None; trace_lo {ones:x}..{ones:x} Some(0)")
         );
         for bad in ["", "xyz", "-1", &"1".repeat(33)] {
             assert_eq!(shown(bad), "", "{bad}");

@@ -1,4 +1,4 @@
-//! Sealing: a chunk that takes no more spans gets its summary and filter, loses its write-ahead log, and is from
+//! Sealing: a chunk that takes no more spans gets indexes of all rows, its summary and filter, loses its write-ahead log, and is from
 //! then on an ordinary read-only SQLite file.
 //!
 //! On a thread of its own: reading the ids of a million spans takes some tenths of a second.
@@ -16,6 +16,7 @@ use super::lock::{self, Lock};
 use super::run::summary_path;
 use super::summary::{Summary, Zone};
 use crate::StoreError;
+use crate::schema::SEALED_INDEXES;
 
 /// A chunk to seal.
 pub(crate) struct Job {
@@ -50,6 +51,11 @@ pub(crate) fn seal(job: Job, access: Access) -> Result<Sealed, StoreError> {
         return Ok(Sealed::Whole);
     }
     if !has_summary(&path) {
+        // Without room for them lookups take longer, and that is all.
+        if let Err(error) = connection.execute_batch(&format!("BEGIN; {SEALED_INDEXES} COMMIT")) {
+            log::warn!("{}: sealed without indexes of all rows: {error}", path.display());
+            let _ = connection.execute_batch("ROLLBACK");
+        }
         let (summary, filter) = summarise(&connection).map_err(|error| sqlite_error(&path, error))?;
         summary.write(&summary_path(&path), &filter, access)?;
     }

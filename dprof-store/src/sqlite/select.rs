@@ -7,7 +7,8 @@
 //! The idea: rank rows as they are, best groups first, stopping where no row can be better (each group and chunk
 //! knows its shortest, longest, earliest, latest). The filter on a row is exact where the row can tell and lets
 //! pass where it cannot. Then complete the best rows, look again at the merged spans, and accept those that
-//! still rank above everything that was not looked at. If too few are left, take four times as many. A merged span's
+//! still rank above everything that was not looked at. If too few are left, take as many more as the share of those
+//! accepted calls for. A merged span's
 //! rank is that of one of its rows (the one with the client half, else the server's), so nothing is missed.
 //!
 //! Where most rows have one half and a filter concerns the other, that loop would look at everything, one by one;
@@ -35,6 +36,8 @@ const SLACK: usize = 16;
 const LOOKUPS_MAX: usize = 1024;
 /// … where that is dearer than reading so many one-sided rows for each.
 const ROWS_PER_LOOKUP: usize = 256;
+/// Each round looks at up to so many times the rows of the last.
+const WIDER_MAX: usize = 4;
 /// Candidates looked at one by one at most, or 4 times those asked for.
 const CAPACITY_MAX: usize = 20_000;
 
@@ -208,8 +211,15 @@ pub(crate) fn select(session: &mut Session, query: &SpanQuery) -> Result<Vec<Spa
             ranks.truncate(query.limit);
             return Ok(ranks.iter().filter_map(|(_, span_id)| known.remove(span_id)?).collect());
         }
-        capacity = capacity.saturating_mul(4);
+        capacity = wider(capacity, ranks.len(), query.limit);
     }
+}
+
+/// How many rows to look at next, where of `capacity` rows `accepted` were asked for.
+fn wider(capacity: usize, accepted: usize, limit: usize) -> usize {
+    // Half as many again as the share says: the next rows need not be like these.
+    let called_for = capacity.saturating_mul(limit) / accepted.max(1) / 2 * 3;
+    called_for.clamp(capacity.saturating_mul(2), capacity.saturating_mul(WIDER_MAX))
 }
 
 /// The best rows of all chunks.
@@ -396,14 +406,19 @@ fn complete(
         if known.contains_key(span_id) {
             continue;
         }
-        wanted.push((candidate.chunk, candidate.row));
         let one_sided = candidate.bits.sides() != Bits::SIDES;
-        if let Some(partners) = partners.filter(|_| one_sided) {
+        let partners = partners.filter(|_| one_sided);
+        // Also a whole row may be a fragment's while its trace is known elsewhere.
+        let is_part = (one_sided && !uniform) || candidate.bits.0 & Bits::FRAGMENT != 0;
+        if partners.is_none() && is_part {
+            // Finds the candidate itself, too.
+            lookups.push(*span_id);
+            continue;
+        }
+        wanted.push((candidate.chunk, candidate.row));
+        if let Some(partners) = partners {
             let halves = partners.of(*span_id).iter();
             wanted.extend(halves.map(|partner| (partner.chunk as usize, i64::from(partner.row))));
-        } else if (one_sided && !uniform) || candidate.bits.0 & Bits::FRAGMENT != 0 {
-            // Also a whole row may be a fragment's while its trace is known elsewhere.
-            lookups.push(*span_id);
         }
     }
     wanted.sort_unstable();

@@ -20,7 +20,7 @@ use crate::rows::unpack_body;
 use crate::schema::CREATE;
 
 /// Chunks open at a time: a question about 200 chunks must not take 200 files and page caches.
-const OPEN_MAX: usize = 8;
+const OPEN_MAX: usize = 16;
 /// Lookups in one transaction.
 pub(crate) const KEYS_MAX: usize = 256;
 /// Warnings kept; more are counted.
@@ -45,6 +45,14 @@ pub(crate) struct OpenChunk {
     pub(crate) base_ns: u64,
     pub(crate) groups: Vec<(i64, Zone)>,
     names: ReadNames,
+    /// Sealed with [`crate::schema::SEALED_INDEXES`].
+    is_indexed: bool,
+}
+
+/// A lookup by id, where each group has to be probed and where one index is of all rows.
+struct Lookup {
+    grouped: Vec<String>,
+    indexed: Vec<String>,
 }
 
 /// The state of one question.
@@ -77,16 +85,21 @@ impl OpenChunk {
                 base_ns: 0,
                 groups: Vec::new(),
                 names: ReadNames::default(),
+                is_indexed: false,
             };
             return Ok((empty, warning));
         }
         let read = || {
             let base_ns =
                 connection.query_row("SELECT base_ns FROM chunk", [], |row| row.get::<_, i64>(0))? as u64;
-            Ok((base_ns, read_groups(&connection, base_ns)?))
+            let has_indexes =
+                "SELECT count(*) = 2 FROM sqlite_schema WHERE name IN ('sealed_by_trace', 'sealed_by_id')";
+            let is_indexed = connection.query_row(has_indexes, [], |row| row.get(0))?;
+            Ok((base_ns, read_groups(&connection, base_ns)?, is_indexed))
         };
-        let (base_ns, groups) = read().map_err(|error| sqlite_error(path, error))?;
-        Ok((Self { connection, path: path.clone(), base_ns, groups, names: ReadNames::default() }, warning))
+        let (base_ns, groups, is_indexed) = read().map_err(|error| sqlite_error(path, error))?;
+        let names = ReadNames::default();
+        Ok((Self { connection, path: path.clone(), base_ns, groups, names, is_indexed }, warning))
     }
 
     /// The span of a row of [`SPAN_COLUMNS`].
@@ -311,19 +324,33 @@ impl Session {
         ids: &[SpanId],
     ) -> Result<FxHashMap<SpanId, Vec<Span>>, StoreError> {
         // The first finds roots (their trace id is their span id), the second all others.
-        let roots = format!(
-            "SELECT {SPAN_COLUMNS} FROM groups g CROSS JOIN spans s INDEXED BY spans_by_trace
-             ON s.grp = g.grp AND s.trace_lo = ?1 WHERE s.span_id = ?1"
-        );
-        let others = format!(
-            "SELECT {SPAN_COLUMNS} FROM groups g CROSS JOIN spans s INDEXED BY spans_by_id
-             ON s.grp = g.grp AND s.span_id = ?1 AND s.span_id <> s.trace_lo"
-        );
+        let lookup = Lookup {
+            grouped: vec![
+                format!(
+                    "SELECT {SPAN_COLUMNS} FROM groups g CROSS JOIN spans s INDEXED BY spans_by_trace
+                     ON s.grp = g.grp AND s.trace_lo = ?1 WHERE s.span_id = ?1"
+                ),
+                format!(
+                    "SELECT {SPAN_COLUMNS} FROM groups g CROSS JOIN spans s INDEXED BY spans_by_id
+                     ON s.grp = g.grp AND s.span_id = ?1 AND s.span_id <> s.trace_lo"
+                ),
+            ],
+            indexed: vec![
+                format!(
+                    "SELECT {SPAN_COLUMNS} FROM spans s INDEXED BY sealed_by_trace
+                     WHERE s.trace_lo = ?1 AND s.span_id = ?1"
+                ),
+                format!(
+                    "SELECT {SPAN_COLUMNS} FROM spans s INDEXED BY sealed_by_id
+                     WHERE s.span_id = ?1 AND s.span_id <> s.trace_lo"
+                ),
+            ],
+        };
         let mut found: FxHashMap<SpanId, Vec<Span>> = FxHashMap::default();
         for idx in 0..self.chunks.len() {
             let here: Vec<(u64, Option<u64>)> =
                 ids.iter().filter(|id| self.may_hold(idx, id.0)).map(|id| (id.0, None)).collect();
-            for span in self.spans_where(idx, &[&roots, &others], &here)? {
+            for span in self.spans_where(idx, &lookup, &here)? {
                 found.entry(span.span_id).or_default().push(span);
             }
         }
@@ -336,10 +363,16 @@ impl Session {
         ids: &FxHashSet<TraceId>,
         limit: usize,
     ) -> Result<Vec<Span>, StoreError> {
-        let query = format!(
-            "SELECT {SPAN_COLUMNS} FROM groups g CROSS JOIN spans s INDEXED BY spans_by_trace
-             ON s.grp = g.grp AND s.trace_lo = ?1 WHERE s.trace_hi = ?2"
-        );
+        let lookup = Lookup {
+            grouped: vec![format!(
+                "SELECT {SPAN_COLUMNS} FROM groups g CROSS JOIN spans s INDEXED BY spans_by_trace
+                 ON s.grp = g.grp AND s.trace_lo = ?1 WHERE s.trace_hi = ?2"
+            )],
+            indexed: vec![format!(
+                "SELECT {SPAN_COLUMNS} FROM spans s INDEXED BY sealed_by_trace
+                 WHERE s.trace_lo = ?1 AND s.trace_hi = ?2"
+            )],
+        };
         let mut found = Vec::new();
         for idx in 0..self.chunks.len() {
             let here: Vec<(u64, Option<u64>)> = ids
@@ -347,7 +380,7 @@ impl Session {
                 .filter(|id| self.may_hold(idx, id.0 as u64))
                 .map(|id| (id.0 as u64, Some((id.0 >> 64) as u64)))
                 .collect();
-            found.extend(self.spans_where(idx, &[&query], &here)?);
+            found.extend(self.spans_where(idx, &lookup, &here)?);
             if found.len() >= limit {
                 self.warn(format!("the trace has more than {limit} rows: the rest is left out"));
                 found.truncate(limit);
@@ -360,12 +393,12 @@ impl Session {
     fn spans_where(
         &mut self,
         idx: usize,
-        queries: &[&str],
+        lookup: &Lookup,
         keys: &[(u64, Option<u64>)],
     ) -> Result<Vec<Span>, StoreError> {
         let mut spans = Vec::new();
         for few in keys.chunks(KEYS_MAX) {
-            spans.extend(self.spans_where_few(idx, queries, few)?);
+            spans.extend(self.spans_where_few(idx, lookup, few)?);
         }
         Ok(spans)
     }
@@ -373,12 +406,12 @@ impl Session {
     fn spans_where_few(
         &mut self,
         idx: usize,
-        queries: &[&str],
+        lookup: &Lookup,
         keys: &[(u64, Option<u64>)],
     ) -> Result<Vec<Span>, StoreError> {
         let unpacked = self.with_short(idx, |chunk| {
             let mut raw = Vec::new();
-            for query in queries {
+            for query in if chunk.is_indexed { &lookup.indexed } else { &lookup.grouped } {
                 let mut select = chunk
                     .connection
                     .prepare_cached(query)

@@ -96,6 +96,7 @@ impl Current {
         self.hash_known = true;
         self.part_args = 0;
         self.incomplete = false;
+        self.value_bytes = 0;
         self.n_keys = 0;
         self.streams_at = 0;
         self.blocking = Blocking::No;
@@ -152,11 +153,13 @@ impl Current {
                 self.remember(arg, content, whole, seen);
                 if self.is_key(arg) {
                     self.key(content, len, seen);
-                } else if self.capture.values && self.shows_values() {
-                    self.statement.value(if seen { content } else { b"" }, whole);
                 } else {
-                    self.statement.word("?");
                     self.value_bytes = self.value_bytes.max(len);
+                    if self.capture.values && self.shows_values() {
+                        self.statement.value(if seen { content } else { b"" }, whole);
+                    } else {
+                        self.statement.word("?");
+                    }
                 }
             }
         }

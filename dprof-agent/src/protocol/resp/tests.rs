@@ -81,6 +81,19 @@ fn statements_keep_keys_and_nothing_else() {
     check(&long, "> 0..51 req [(invalid)] [(invalid) ?]");
 }
 
+#[test]
+fn each_command_has_the_size_of_its_own_value() {
+    let of = |input: &str| -> Vec<Option<u32>> {
+        let message = |parsed| match parsed {
+            Parsed::Message(message) => message.value_bytes,
+            other => panic!("{other:?}"),
+        };
+        testing::run(&Resp, false, &testing::steps(input)).into_iter().map(message).collect()
+    };
+    let sizes = of("> *4 $5 RPUSH $1 a $5 hello $2 hi *3 $3 SET $1 a $3 abc *2 $3 GET $1 a *2 $3 DEL $1 a");
+    assert_eq!(sizes, [Some(5), Some(3), None, None]);
+}
+
 /// Hash of each message, in order.
 fn hashes(input: &str) -> Vec<Option<u64>> {
     let message = |parsed| match parsed {
