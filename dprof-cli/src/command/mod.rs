@@ -1,6 +1,7 @@
 //! The commands. Adding one: a file with `Args` and `run`, and an entry in the list below.
 
 mod check;
+mod clocks;
 mod compare;
 mod completions;
 mod critical_path;
@@ -60,6 +61,7 @@ commands! {
     compare Compare,
     heatmap Heatmap,
     replication Replication,
+    clocks Clocks,
     check Check,
     hot_keys HotKeys,
     export Export,
