@@ -2,12 +2,14 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
+use crate::netns::Netns;
 use crate::program::{Ended, Program};
 
 /// How long the agent may take to load its programs and describe what already runs.
@@ -61,6 +63,22 @@ impl Agent {
             program.stderr().lines().any(|line| line.contains(READY)).then_some(())
         })?;
         Ok(Self { program, store: store.to_owned(), socket })
+    }
+
+    /// The agent of one of several machines, which share a store.
+    pub fn on_machine(
+        folder: &Path,
+        store: &str,
+        machine: &Netns,
+        host: &str,
+        more: &[String],
+    ) -> Result<Self> {
+        let folder = folder.join(format!("agent-{host}"));
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let mut options = vec!["--netns".to_owned(), machine.path().display().to_string()];
+        options.extend(["--host".to_owned(), host.to_owned()]);
+        options.extend_from_slice(more);
+        Self::start_with(&folder, store, &mut Command::new(binary("dprof-agent")), &options)
     }
 
     /// Stops it with SIGTERM: what is finished is stored, and the exit code must be 0.

@@ -1,6 +1,7 @@
 //! What a service of ours does with a request besides asking others, and what goes wrong with it.
 
 use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -23,18 +24,39 @@ pub struct Behaviour {
     pub calls: u32,
     /// Of a hundred requests so many fail.
     pub failing_percent: u64,
+    /// Of a thousand requests so many wait besides.
+    pub slow_per_mille: u64,
+    /// For so long.
+    pub slow_us: u64,
 }
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { wait_us: 0, compute_us: 0, locked_us: 0, calls: 1, failing_percent: 0 }
+        Self {
+            wait_us: 0,
+            compute_us: 0,
+            locked_us: 0,
+            calls: 1,
+            failing_percent: 0,
+            slow_per_mille: 0,
+            slow_us: 0,
+        }
     }
 }
 
 /// The lock of the whole process.
 static LOCK: Mutex<()> = Mutex::new(());
 
+/// Requests of the whole process so far.
+static SERVED: AtomicU64 = AtomicU64::new(0);
+
 impl Behaviour {
+    /// Whether the request of this number waits besides: one in the middle of a thousand first.
+    const fn is_slow(&self, number: u64) -> bool {
+        // 379 and 1000 have no common divisor: they are spread.
+        number.wrapping_mul(379).wrapping_add(500) % 1000 < self.slow_per_mille
+    }
+
     /// Spends the time.
     pub fn spend(&self) {
         if self.locked_us > 0 {
@@ -43,6 +65,9 @@ impl Behaviour {
         }
         if self.wait_us > 0 {
             thread::sleep(Duration::from_micros(self.wait_us));
+        }
+        if self.is_slow(SERVED.fetch_add(1, Ordering::Relaxed)) {
+            thread::sleep(Duration::from_micros(self.slow_us));
         }
         // CPU time, not time: a process that gets no CPU computes no faster for it.
         let until_ns = clock::thread_cpu_ns() + self.compute_us * 1_000;
@@ -69,6 +94,15 @@ mod tests {
             let behaviour = Behaviour { failing_percent, ..Behaviour::default() };
             let failed = (500..600).filter(|number| behaviour.fails(*number)).count();
             assert_eq!(failed as u64, failing_percent);
+        }
+    }
+
+    #[test]
+    fn of_a_thousand_requests_as_many_are_slow_as_were_asked_for() {
+        for slow_per_mille in [0, 1, 10, 500, 1000] {
+            let behaviour = Behaviour { slow_per_mille, ..Behaviour::default() };
+            let slow = (0..1000).filter(|number| behaviour.is_slow(*number)).count();
+            assert_eq!(slow as u64, slow_per_mille);
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
@@ -36,6 +37,27 @@ pub struct Shape {
     pub delay_us: u64,
     /// Of a thousand frames so many are lost.
     pub lost_per_mille: u64,
+    /// Only frames from and to these addresses; empty: all frames.
+    #[serde(default)]
+    pub peers: Vec<IpAddr>,
+}
+
+impl Shape {
+    /// Whether it does something to a frame.
+    fn concerns(&self, frame: &[u8]) -> bool {
+        self.peers.is_empty()
+            || addresses(frame).is_some_and(|ends| ends.iter().any(|ip| self.peers.contains(ip)))
+    }
+}
+
+/// Source and destination of an IPv4 packet in an Ethernet frame (RFC 894, RFC 791).
+fn addresses(frame: &[u8]) -> Option<[IpAddr; 2]> {
+    const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+    let at = |offset: usize| {
+        let bytes: [u8; 4] = frame.get(offset..offset + 4)?.try_into().ok()?;
+        Some(IpAddr::from(bytes))
+    };
+    (frame.get(12..14)? == ETHERTYPE_IPV4).then_some([at(26)?, at(30)?])
 }
 
 /// What the program `test-cable` is told.
@@ -89,6 +111,14 @@ struct Lane {
     frames: VecDeque<(u64, Vec<u8>)>,
 }
 
+impl Lane {
+    /// Frames are in the order in which they are due, and those due at once in the order in which they came.
+    fn push(&mut self, due_ns: u64, frame: Vec<u8>) {
+        let after = self.frames.partition_point(|(other_ns, _)| *other_ns <= due_ns);
+        self.frames.insert(after, (due_ns, frame));
+    }
+}
+
 /// Carries frames until the process is ended.
 #[expect(clippy::print_stdout, reason = "the test that started it reads its words")]
 fn run(config: CableConfig) -> Result<()> {
@@ -123,8 +153,11 @@ fn run(config: CableConfig) -> Result<()> {
                 random ^= random << 13;
                 random ^= random >> 7;
                 random ^= random << 17;
-                if random % 1000 >= shape.lost_per_mille && lane.frames.len() < FRAMES_MAX {
-                    lane.frames.push_back((now_ns + shape.delay_us * 1_000, frame[..length].to_vec()));
+                let frame = &frame[..length];
+                let (delay_us, lost_per_mille) =
+                    if shape.concerns(frame) { (shape.delay_us, shape.lost_per_mille) } else { (0, 0) };
+                if random % 1000 >= lost_per_mille && lane.frames.len() < FRAMES_MAX {
+                    lane.push(now_ns + delay_us * 1_000, frame.to_vec());
                 }
             }
             while lane.frames.front().is_some_and(|(due_ns, _)| *due_ns <= now_ns) {
@@ -141,4 +174,47 @@ pub fn main() -> Result<()> {
     let path = std::env::args_os().nth(1).context("usage: test-cable CONFIG.json")?;
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     run(serde_json::from_str(&text).context("configuration")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ethernet and IPv4 headers from one address to the other.
+    fn frame(from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
+        let mut frame = vec![0; 34];
+        frame[12..14].copy_from_slice(&[0x08, 0x00]);
+        frame[26..30].copy_from_slice(&from);
+        frame[30..34].copy_from_slice(&to);
+        frame
+    }
+
+    #[test]
+    fn only_frames_of_the_peers_are_concerned() {
+        let shape = Shape { peers: vec![IpAddr::from([10, 0, 0, 2])], ..Shape::default() };
+        let (me, peer, other) = ([10, 0, 0, 1], [10, 0, 0, 2], [10, 0, 0, 3]);
+        let mut arp = frame(me, peer);
+        arp[13] = 0x06;
+        for (frame, expected) in [
+            (frame(me, peer), true),
+            (frame(peer, me), true),
+            (frame(me, other), false),
+            (frame(me, peer)[..33].to_vec(), false),
+            (arp, false),
+            (Vec::new(), false),
+        ] {
+            assert_eq!(shape.concerns(&frame), expected, "{frame:?}");
+            assert!(Shape::default().concerns(&frame), "without peers all frames are");
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_due_earlier_passes_and_others_keep_their_order() {
+        let mut lane = Lane { to: 0, frames: VecDeque::new() };
+        for (due_ns, name) in [(5, 1), (9, 2), (5, 3), (7, 4)] {
+            lane.push(due_ns, vec![name]);
+        }
+        let order: Vec<u8> = lane.frames.iter().map(|(_, frame)| frame[0]).collect();
+        assert_eq!(order, [1, 3, 4, 2]);
+    }
 }

@@ -18,6 +18,15 @@ pub fn json(store: &str, arguments: &[&str]) -> Result<Vec<Value>> {
     serde_json::from_str(&text).with_context(|| format!("dprof-cli {}: {text}", arguments.join(" ")))
 }
 
+/// What a command prints for people.
+pub fn text(store: &str, arguments: &[&str]) -> Result<String> {
+    let output = run(store, arguments)?;
+    if !output.status.success() {
+        bail!("dprof-cli {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// Runs a command to its end.
 pub fn run(store: &str, arguments: &[&str]) -> Result<Output> {
     command(store, arguments).output().context("start dprof-cli")

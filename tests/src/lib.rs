@@ -16,6 +16,7 @@ pub mod clock;
 pub mod cpu_limit;
 pub mod dial;
 pub mod drill;
+pub mod experiment;
 pub mod netns;
 pub mod poll;
 pub mod program;

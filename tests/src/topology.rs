@@ -411,6 +411,11 @@ impl Running {
         &self.programs[node]
     }
 
+    /// Ids of its programs, a ring's nodes apart.
+    pub fn program_pids(&self) -> Vec<u32> {
+        self.programs.iter().map(Program::pid).collect()
+    }
+
     /// Ids of the ring's nodes.
     pub fn node_pids(&self) -> Vec<u32> {
         self.nodes.iter().map(Program::pid).collect()

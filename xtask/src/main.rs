@@ -8,6 +8,7 @@ mod cassandra;
 mod check;
 mod demo;
 mod drill;
+mod experiment;
 mod fuzz;
 mod interrupt;
 mod paths;
@@ -52,6 +53,9 @@ enum Task {
     },
     /// Put faults into real systems and check that `dprof-cli why` names the cause first
     Drill(drill::Options),
+    /// Run the experiments of the paper on real programs
+    #[command(subcommand)]
+    Experiment(experiment::Experiment),
     /// Run every tier of the tests, each within its budget
     Test(test::Options),
     /// Run the fuzz targets, guided by coverage where a C++ compiler is, else in a seeded loop
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
         Task::Cassandra(task) => cassandra::run(task),
         Task::Demo { cassandra } => demo::run(cassandra),
         Task::Drill(options) => drill::run(&options),
+        Task::Experiment(experiment) => experiment::run(&experiment),
         Task::Test(options) => test::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Vm { kernels, small } => vm::run(&kernels, small),

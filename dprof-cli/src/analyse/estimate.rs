@@ -7,6 +7,8 @@
 use dprof_common::model::{KeepReason, Sketch, Span};
 use serde::Serialize;
 
+use super::confidence::{Confidence, Sampled};
+
 /// Sketches count whole numbers; a weight is rounded to this fraction, so 1/0.3 is off by less than a thousandth.
 const WEIGHT_UNITS: f64 = 1_000.0;
 
@@ -25,6 +27,7 @@ pub fn weight(span: &Span) -> Option<f64> {
 pub struct Distribution {
     sketch: Sketch,
     weight: f64,
+    squares: f64,
     sum_ns: f64,
     /// Shortest, exact.
     pub min_ns: u64,
@@ -36,7 +39,15 @@ pub struct Distribution {
 
 impl Default for Distribution {
     fn default() -> Self {
-        Self { sketch: Sketch::new(), weight: 0.0, sum_ns: 0.0, min_ns: u64::MAX, max_ns: 0, seen: 0 }
+        Self {
+            sketch: Sketch::new(),
+            weight: 0.0,
+            squares: 0.0,
+            sum_ns: 0.0,
+            min_ns: u64::MAX,
+            max_ns: 0,
+            seen: 0,
+        }
     }
 }
 
@@ -62,6 +73,7 @@ impl Distribution {
     pub fn add(&mut self, ns: u64, weight: f64) {
         self.sketch.add_many(ns, (weight * WEIGHT_UNITS).round() as u64);
         self.weight += weight;
+        self.squares += weight * weight;
         self.sum_ns += ns as f64 * weight;
         self.min_ns = self.min_ns.min(ns);
         self.max_ns = self.max_ns.max(ns);
@@ -86,6 +98,12 @@ impl Distribution {
     /// Mean, nanoseconds; 0 when empty.
     pub fn avg_ns(&self) -> u64 {
         if self.weight > 0.0 { (self.sum_ns / self.weight).round() as u64 } else { 0 }
+    }
+
+    /// How far the estimates may be off; nothing where every value was seen. Only for values of which a trace has one.
+    pub fn confidence(&self) -> Option<Confidence> {
+        let sampled = Sampled { seen: self.seen, weight: self.weight, squares: self.squares };
+        sampled.confidence(|q| self.quantile(q))
     }
 
     /// Everything that is printed.

@@ -1,11 +1,14 @@
 //! Where to draw each RPC on one time line, though clocks of different hosts cannot be compared.
 //!
 //! Within one host times are true. A server half on another host than its client half is drawn inside it with
-//! the network split evenly: only the sum of both ways is known. Nothing here changes a stored time.
+//! the network split evenly: only the sum of both ways is known. Where a trace has several RPCs between two hosts, each
+//! bounds how far their clocks are apart ([`super::skew`]), and all are drawn by what is in the middle of the bounds.
+//! Nothing here changes a stored time.
 
 use dprof_common::model::{Half, Span, split};
 
 use super::latency::Part;
+use super::skew::SteadySkew;
 use super::tree::Tree;
 
 /// A stretch of a bar.
@@ -48,6 +51,7 @@ pub fn place(tree: &Tree<'_>) -> Vec<Placed> {
     let empty =
         Placed { start: 0, segments: Vec::new(), client_shift: None, server_shift: None, is_guess: false };
     let mut placed = vec![empty; tree.nodes.len()];
+    let skew = SteadySkew::of(tree.nodes.iter().map(|node| node.span));
     let mut first_root: Option<usize> = None;
     for idx in tree.preorder() {
         let node = &tree.nodes[idx];
@@ -69,7 +73,7 @@ pub fn place(tree: &Tree<'_>) -> Vec<Placed> {
         if node.parent.is_none() && first_root.is_none() {
             first_root = Some(idx);
         }
-        placed[idx] = with_halves(node.span, shift);
+        placed[idx] = with_halves(node.span, shift, &skew);
         placed[idx].is_guess = is_guess;
     }
     placed
@@ -107,10 +111,10 @@ fn centred(half: &Half, start: i64, end: i64) -> i64 {
     (start + slack / 2).wrapping_sub(half.times.start_ns as i64)
 }
 
-fn with_halves(span: &Span, shift: i64) -> Placed {
+fn with_halves(span: &Span, shift: i64, skew: &SteadySkew) -> Placed {
     let (client_shift, server_shift) = match (&span.client, &span.server) {
         (Some(client), Some(server)) if client.host.host == server.host.host => (Some(shift), Some(shift)),
-        (Some(client), Some(server)) => (Some(shift), Some(inside(span, client, server, shift))),
+        (Some(client), Some(server)) => (Some(shift), Some(inside(span, client, server, shift, skew))),
         (Some(_), None) => (Some(shift), None),
         (None, _) => (None, Some(shift)),
     };
@@ -150,13 +154,18 @@ fn with_halves(span: &Span, shift: i64) -> Placed {
     Placed { start, segments: bar.segments, client_shift, server_shift, is_guess: false }
 }
 
-/// Shift of a server half inside its client half: half of the network before the request's last byte arrives.
-fn inside(span: &Span, client: &Half, server: &Half, client_shift: i64) -> i64 {
+/// Shift of a server half inside its client half: by the clocks, else half of the network before the request's last
+/// byte arrives.
+fn inside(span: &Span, client: &Half, server: &Half, client_shift: i64, skew: &SteadySkew) -> i64 {
     match (split(span).network_ns, server.times.request_last_ns) {
         (Some(network), Some(arrived)) => {
             let departed =
                 shifted(client.times.request_last_ns.unwrap_or(client.times.start_ns), client_shift);
-            (departed + network / 2).wrapping_sub(arrived as i64)
+            let by_clock = skew
+                .offset_ns(&client.host.host, &server.host.host)
+                .map(|ahead| shifted(arrived, client_shift.wrapping_sub(ahead)))
+                .filter(|arrival| (departed..=departed + network).contains(arrival));
+            by_clock.unwrap_or(departed + network / 2).wrapping_sub(arrived as i64)
         }
         _ => centred(
             server,
@@ -246,6 +255,23 @@ mod tests {
                 "0: send 20, network 100, queue 200, service 800, streaming 900, network 980, reply queue 1000",
             ],
         );
+    }
+
+    #[test]
+    fn of_several_rpcs_between_two_hosts_the_shortest_says_where_the_others_are() {
+        // The second one's answer took 500 us longer on its way: all of it is drawn there.
+        let first = rpc(1).build();
+        let mut late = rpc(2).under(1).at(100, 1_000).build();
+        let times = &mut late.client.as_mut().expect("seen").times;
+        for ns in [&mut times.response_first_ns, &mut times.response_last_ns, &mut times.response_read_ns] {
+            *ns = ns.map(|ns| ns + 500_000);
+        }
+        times.end_ns += 500_000;
+        let spans = [first, late];
+        let tree = Tree::new(&spans);
+        let placed = place(&tree);
+        let ends: Vec<i64> = placed[1].segments.iter().map(|segment| segment.until / 1_000).collect();
+        assert_eq!(ends, [120, 200, 300, 900, 1_000, 1_580, 1_600]);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dprof_common::model::Span;
+use dprof_common::model::{Span, TraceId};
 use serde::Serialize;
 
 use super::estimate::{Distribution, Latency};
@@ -82,6 +82,7 @@ pub struct Replication {
     replicas: BTreeMap<(String, String, String), Sum>,
     /// Writes that went to at least two replicas.
     pub writes: u64,
+    widest: Option<(i64, TraceId)>,
 }
 
 /// A copy of a write: node, and when it was applied.
@@ -149,6 +150,10 @@ impl Replication {
         let first = copies.iter().map(|copy| copy.applied).min().unwrap_or(0);
         let last = copies.iter().map(|copy| copy.applied).max().unwrap_or(0);
         self.writes += 1;
+        if let Some(copy) = copies.first() {
+            let trace_id = tree.nodes[copy.idx].span.trace_id;
+            self.widest = self.widest.max(Some((last.saturating_sub(first), trace_id)));
+        }
         for copy in copies {
             let span = tree.nodes[copy.idx].span;
             let Some(key) = place_of(span) else { continue };
@@ -158,6 +163,11 @@ impl Replication {
             sum.first += u64::from(copy.applied == first);
             sum.last += u64::from(copy.applied == last);
         }
+    }
+
+    /// The trace of the write whose last replica lags most behind its first.
+    pub fn widest(&self) -> Option<TraceId> {
+        self.widest.map(|(_, trace_id)| trace_id)
     }
 
     /// The replicas by datacenter, rack and host.
@@ -212,6 +222,18 @@ mod tests {
     #[test]
     fn each_replica_lags_behind_the_first() {
         check(fan_out(), false, &[("n1", 0, 1, 0), ("n2", 80, 0, 0), ("n3", 3_170, 0, 1)]);
+    }
+
+    #[test]
+    fn the_widest_write_is_the_one_whose_last_replica_lags_most() {
+        let mut replication = Replication::default();
+        assert_eq!(replication.widest(), None);
+        for (trace, late_us) in [(7, 4_000), (8, 9_000), (9, 2_000)] {
+            let mut rpcs = fan_out();
+            rpcs.push(set(5, "n5", "r2", "west").under(1).at(300, late_us));
+            replication.add(&rpcs.into_iter().map(|rpc| rpc.trace(trace).build()).collect::<Vec<_>>(), false);
+        }
+        assert_eq!(replication.widest(), Some(TraceId(8)));
     }
 
     #[test]

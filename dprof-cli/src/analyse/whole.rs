@@ -10,6 +10,7 @@ use dprof_common::model::{RootKind, Span, SpanFlags};
 use serde::Serialize;
 
 use super::attribution::{Attribution, shares};
+use super::confidence::Confidence;
 use super::critical_path::critical_path;
 use super::estimate::{Distribution, Latency, weight};
 use super::latency::Part;
@@ -118,6 +119,8 @@ pub struct RequestRow {
     /// Durations of the requests.
     #[serde(flatten)]
     pub latency: Latency,
+    /// How far count and percentiles may be off, since not every trace was kept; null where every one was.
+    pub confidence: Option<Confidence>,
     /// Sum of the durations, estimated.
     pub total_ns: u64,
     /// Stored spans that the figures above stand on.
@@ -210,6 +213,7 @@ impl RequestStats {
                     root,
                     count: requests.durations.count(),
                     errors: requests.errors.round() as u64,
+                    confidence: requests.durations.confidence(),
                     latency: requests.durations.latency(),
                     total_ns: requests.durations.total_ns(),
                     spans: requests.durations.seen,

@@ -2,6 +2,7 @@
 
 mod agents;
 mod check;
+mod clocks;
 mod compare;
 mod completions;
 mod config;
@@ -63,6 +64,7 @@ commands! {
     compare Compare,
     heatmap Heatmap,
     replication Replication,
+    clocks Clocks,
     check Check,
     hot_keys HotKeys,
     export Export,

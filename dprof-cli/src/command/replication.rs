@@ -1,8 +1,9 @@
-//! `replication`: which replica lags.
+//! `replication`: which replica lags, and which link between datacenters delays it.
 
 use dprof_store::{Order, SpanQuery};
 use serde::Serialize;
 
+use crate::analyse::dc_link::{DcLinkRow, DcLinks};
 use crate::analyse::replication::{ReplicaRow, Replication};
 use crate::args::{Format, FormatArgs, NameArgs, SpanArgs, WindowArgs};
 use crate::context::{Context, Failure};
@@ -15,7 +16,8 @@ use crate::{sample, units};
 ///
 /// Copies of a write are RPCs of one trace with the same operation and statement on different hosts. Datacenter and
 /// rack are the agents' labels dc and rack. A lag is right to half the network time of the calls between, since
-/// clocks of two hosts cannot be compared.
+/// clocks of two hosts cannot be compared. Of each link between datacenters it shows how long calls are on the network;
+/// delayed is a link nearly all of whose calls take longer than half of the calls of the others' middle one.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -41,6 +43,9 @@ pub(crate) struct Args {
 struct Replicas {
     writes: u64,
     replicas: Vec<ReplicaRow>,
+    links: Vec<DcLinkRow>,
+    /// Trace of the write whose last replica lags most.
+    widest_trace_id: Option<String>,
 }
 
 /// Runs it.
@@ -51,11 +56,14 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
     let filters = SpanArgs { names: names.clone(), ..SpanArgs::default() };
     let query = SpanQuery { roots_only: true, ..load::query(&window, &filters, Order::Newest, 0) };
     let roots = sample::spread(context, &*reader, &query, args.sample as usize).await?;
-    let mut replication = Replication::default();
+    let (mut replication, mut links) = (Replication::default(), DcLinks::default());
     for spans in sample::traces_of(context, &*reader, &roots).await? {
         replication.add(&spans, args.reads);
+        links.add(&spans);
     }
     let writes = replication.writes;
+    let widest = replication.widest();
+    let links = links.rows();
     let rows = replication.rows();
     if rows.is_empty() {
         if roots.is_empty() {
@@ -77,10 +85,62 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
         ));
     }
     match args.output.format {
-        Format::Json => json::document("replication", &Replicas { writes, replicas: rows }, context.out),
+        Format::Json => {
+            let widest_trace_id = widest.map(|trace_id| trace_id.to_string());
+            json::document(
+                "replication",
+                &Replicas { writes, replicas: rows, links, widest_trace_id },
+                context.out,
+            )
+        }
         Format::Table if rows.is_empty() => Ok(()),
-        Format::Table => table(writes, &rows, context),
+        Format::Table => {
+            table(writes, &rows, context)?;
+            link_table(&links, context)?;
+            if let Some(trace_id) = widest {
+                context.say(&format!(
+                    "the last replica lags most in: dprof-cli trace {} --messages",
+                    load::short_id(trace_id)
+                ));
+            }
+            Ok(())
+        }
     }
+}
+
+/// Calls between datacenters, if there are any.
+fn link_table(links: &[DcLinkRow], context: &mut Context<'_>) -> Result<(), Failure> {
+    if links.is_empty() {
+        return Ok(());
+    }
+    writeln!(context.out).map_err(Failure::Output)?;
+    let mut table = Table::new([
+        Column::text("LINK", 0),
+        Column::number("CALLS", 0),
+        Column::text("", 0),
+        Column::number("NETWORK MIN", 2),
+        Column::number("AVG", 4),
+        Column::number("P50", 0),
+        Column::number("P90", 3),
+        Column::number("P99", 1),
+        Column::number("MAX", 5),
+    ]);
+    for link in links {
+        let delayed = if link.is_delayed { Cell::toned("delayed", Tone::Yellow) } else { Cell::default() };
+        table.row([
+            link.dcs.join(" - ").into(),
+            units::count(link.calls).into(),
+            delayed,
+            units::duration(link.network.min_ns).into(),
+            units::duration(link.network.avg_ns).into(),
+            units::duration(link.network.p50_ns).into(),
+            units::duration(link.network.p90_ns).into(),
+            units::duration(link.network.p99_ns).into(),
+            units::duration(link.network.max_ns).into(),
+        ]);
+    }
+    table.write(context.screen, context.out)?;
+    Ok(())
 }
 
 fn table(writes: u64, rows: &[ReplicaRow], context: &mut Context<'_>) -> Result<(), Failure> {
@@ -169,6 +229,10 @@ east  r2    n2         4     0%  100%  3.92 ms  3.92 ms  3.92 ms  3.92 ms
 "
         );
         assert!(words.starts_with("4 writes to several hosts in 4 traces"), "{words}");
+        assert!(
+            words.ends_with("the last replica lags most in: dprof-cli trace 000000000000001f --messages\n"),
+            "{words}"
+        );
     }
 
     #[test]

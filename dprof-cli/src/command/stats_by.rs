@@ -5,6 +5,7 @@ use dprof_store::{Order, SpanQuery};
 
 use super::stats::{Args, errors_cell, nothing};
 use crate::analyse::attribution::Attribution;
+use crate::analyse::confidence::{Confidence, Interval};
 use crate::analyse::estimate::Latency;
 use crate::analyse::group::{Field, GroupRow, Groups};
 use crate::analyse::stats::SortBy;
@@ -119,6 +120,22 @@ fn latency_cells(count: u64, errors: u64, total_ns: u64, latency: &Latency) -> [
     ]
 }
 
+/// Between which values the truth is, where not every trace was kept.
+fn confidence_cells(confidence: Option<&Confidence>) -> [Cell; 3] {
+    let Some(confidence) = confidence else { return [(); 3].map(|()| Cell::default()) };
+    let text = |interval: &Interval, unit: fn(u64) -> String| {
+        Cell::from(match interval.high {
+            Some(high) => format!("{} - {}", unit(interval.low), unit(high)),
+            None => format!("from {}", unit(interval.low)),
+        })
+    };
+    [
+        text(&confidence.count, units::count),
+        text(&confidence.p50_ns, units::duration),
+        text(&confidence.p99_ns, units::duration),
+    ]
+}
+
 /// `--traces`.
 pub(super) async fn traces(args: &Args, context: &mut Context<'_>) -> Result<(), Failure> {
     let window = Window::new(args.window, context.now_unix_ns)?;
@@ -178,6 +195,14 @@ fn request_table(rows: &[RequestRow], context: &mut Context<'_>) -> Result<(), F
     let mut columns =
         vec![Column::whole("ROOT", 1), Column::text("SERVICE", 0), Column::text("OPERATION", 0)];
     columns.extend(latency_columns());
+    let sampled = rows.iter().any(|row| row.confidence.is_some());
+    if sampled {
+        columns.extend([
+            Column::number("COUNT 99%", 1),
+            Column::number("P50 99%", 3),
+            Column::number("P99 99%", 1),
+        ]);
+    }
     columns.extend([
         Column::number("RPCS", 1),
         Column::number("IN CALLS", 5),
@@ -189,6 +214,9 @@ fn request_table(rows: &[RequestRow], context: &mut Context<'_>) -> Result<(), F
         let mut cells: Vec<Cell> =
             vec![row.root.into(), row.service.as_str().into(), row.operation.as_str().into()];
         cells.extend(latency_cells(row.count, row.errors, row.total_ns, &row.latency));
+        if sampled {
+            cells.extend(confidence_cells(row.confidence.as_ref()));
+        }
         let known = |text: String| if row.traces == 0 { Cell::default() } else { text.into() };
         cells.extend([
             known(format!("{:.1}", row.rpcs_per_trace)),
@@ -209,7 +237,7 @@ fn request_table(rows: &[RequestRow], context: &mut Context<'_>) -> Result<(), F
 #[cfg(test)]
 mod tests {
     use crate::testing::{Memory, rpc, run};
-    use dprof_common::model::{RootKind, Span};
+    use dprof_common::model::{KeepReason, RootKind, Span};
 
     fn spans() -> Vec<Span> {
         let mut spans = Vec::new();
@@ -301,6 +329,26 @@ unlinked  redis    GET            1   700 us   700 us   700 us   700 us   700 us
         let third = 1.0 / 3.0;
         let expected = [("FLUSH", 1.0 + third, 2_000_000), ("SET", 1.0 + third, 2_000_000)];
         check_shared("--attribute submitter", expected);
+    }
+
+    #[test]
+    fn of_sampled_traces_the_figures_say_how_far_they_may_be_off() {
+        let mut spans = Vec::new();
+        for n in 1..=400_u64 {
+            let mut span = rpc(n).trace(u128::from(n)).hosts("lb", "lb").at(n, 100 + n).build();
+            span.probability = if n % 2 == 0 { 0.01 } else { 1.0 };
+            span.reason = if n % 2 == 0 { KeepReason::Ratio } else { KeepReason::Slow };
+            spans.push(span);
+        }
+        let (_, out, _) = run(Memory::of(spans.clone()), 200, "stats --traces");
+        assert!(
+            out.contains("COUNT 99%") && out.contains("16,326 - 23,674") && out.contains("from "),
+            "{out}"
+        );
+        let (_, out, _) = run(Memory::of(spans), 80, "stats --traces --format json");
+        let rows: serde_json::Value = serde_json::from_str(&out).expect("json");
+        assert_eq!(rows[0]["confidence"]["count"], serde_json::json!({ "low": 16_326, "high": 23_674 }));
+        assert_eq!(rows[0]["confidence"]["p99_ns"]["high"], serde_json::Value::Null);
     }
 
     #[test]

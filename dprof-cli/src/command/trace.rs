@@ -11,6 +11,7 @@ use crate::analyse::message::messages;
 use crate::analyse::place::{Placed, place};
 use crate::analyse::repeat::repeats;
 use crate::analyse::row::{SpanRow, halves};
+use crate::analyse::skew::SteadySkew;
 use crate::analyse::tree::Tree;
 use crate::analyse::trust::TrustArgs;
 use crate::args::{AttributeArgs, Format, FormatArgs, parse_id};
@@ -38,7 +39,8 @@ const REPEATS_SHOWN: usize = 3;
 /// Shows a trace: who called whom, when, what the time went on, and on what evidence each link stands.
 ///
 /// Numbers are exact differences on one clock each. Bars of different hosts are fitted into each other with the
-/// network split evenly, since clocks of two hosts cannot be compared. Marks: ! failed, ~ approximate,
+/// network split evenly, since clocks of two hosts cannot be compared; where two hosts exchange several RPCs, by the
+/// offset of their clocks that fits all of these. Marks: ! failed, ~ approximate,
 /// ? the parent is not stored, < the longest of siblings alike.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -164,10 +166,23 @@ fn picture(
         write_table(tree, &rows, &[Half::Facts], context)?;
     }
     write_doubts(tree, placed, &rows, context)?;
+    say_clocks(tree, context);
     if left_out > 0 {
         context.say(&format!("{} more spans are not shown: --all shows them", units::count(left_out as u64)));
     }
     Ok(())
+}
+
+/// Says by which clocks hosts were drawn.
+fn say_clocks(tree: &Tree<'_>, context: &mut Context<'_>) {
+    for (hosts, offset) in SteadySkew::of(tree.nodes.iter().map(|node| node.span)).pairs() {
+        let (ahead, behind) = if offset.ns < 0 { (&hosts[0], &hosts[1]) } else { (&hosts[1], &hosts[0]) };
+        context.say(&format!(
+            "drawn with the clock of {ahead} {} ahead of {behind}'s, at most {} off",
+            units::duration(offset.ns.unsigned_abs()),
+            units::duration(offset.error_ns)
+        ));
+    }
 }
 
 /// What to know before looking at bars.

@@ -6,8 +6,7 @@
 mod ring;
 mod shop;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -178,10 +177,11 @@ impl Outcome {
 }
 
 /// Numbers that differ from use to use, all by one seed (splitmix64).
-struct Dice(u64);
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    const fn below(&mut self, n: u64) -> u64 {
+    pub(crate) const fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -236,18 +236,10 @@ pub fn run(drill: Drill, folder: &Path) -> Result<Outcome> {
         agent.stop()?;
     }
     drop(system);
-    let why = said(&store, &["why", "--since", "all", "--format", "json"])?;
+    let why = cli::text(&store, &["why", "--since", "all", "--format", "json"])?;
     let why = serde_json::from_str(&why).with_context(|| format!("dprof-cli why: {why}"))?;
-    let text = said(&store, &["why", "--since", "all"])?;
+    let text = cli::text(&store, &["why", "--since", "all"])?;
     Ok(Outcome { done, expected, why, text })
-}
-
-fn said(store: &str, arguments: &[&str]) -> Result<String> {
-    let output = cli::run(store, arguments)?;
-    if !output.status.success() {
-        bail!("dprof-cli {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// An agent on each machine; all share a store.
@@ -255,10 +247,7 @@ fn agents(system: &dyn Subject, folder: &Path, store: &str) -> Result<Vec<Agent>
     let network = system.network().context("machines")?;
     let mut agents = Vec::new();
     for (machine, host) in network.machines().iter().zip(system.hosts()) {
-        let folder: PathBuf = folder.join(format!("agent-{host}"));
-        std::fs::create_dir_all(&folder)?;
-        let options = ["--netns".to_owned(), machine.path().display().to_string(), "--host".to_owned(), host];
-        agents.push(Agent::start_with(&folder, store, &mut Command::new(binary("dprof-agent")), &options)?);
+        agents.push(Agent::on_machine(folder, store, machine, &host, &[])?);
     }
     Ok(agents)
 }

@@ -37,10 +37,24 @@ const REDIS_PORTS: [u16; 2] = [6379, 6380];
 const HOT_BYTES: u64 = 600_000;
 
 /// What the services do as long as nothing is wrong.
-const USUAL_SHOP: Behaviour =
-    Behaviour { wait_us: 1_000, compute_us: 300, locked_us: 0, calls: 1, failing_percent: 0 };
-const USUAL_PRICES: Behaviour =
-    Behaviour { wait_us: 2_000, compute_us: 700, locked_us: 0, calls: 1, failing_percent: 0 };
+const USUAL_SHOP: Behaviour = Behaviour {
+    wait_us: 1_000,
+    compute_us: 300,
+    locked_us: 0,
+    calls: 1,
+    failing_percent: 0,
+    slow_per_mille: 0,
+    slow_us: 0,
+};
+const USUAL_PRICES: Behaviour = Behaviour {
+    wait_us: 2_000,
+    compute_us: 700,
+    locked_us: 0,
+    calls: 1,
+    failing_percent: 0,
+    slow_per_mille: 0,
+    slow_us: 0,
+};
 
 /// How long a program may take until it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(20);

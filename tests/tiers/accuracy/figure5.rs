@@ -5,6 +5,7 @@
 //! in a known order, on any machine.
 
 use anyhow::{Context as _, Result, ensure};
+use dprof_tests::agent::Agent;
 use dprof_tests::cli;
 use dprof_tests::ring::plan::{Consistency, Node, Ring, Shape};
 use dprof_tests::topology::{ALL, Running, Stack, Topology};
@@ -12,7 +13,7 @@ use dprof_tests::wire::Protocol;
 use serde_json::Value;
 
 use super::{VARIABLE, knows_dnode};
-use crate::harness::{Live, fleet};
+use crate::harness::Live;
 
 /// Replicas in the order in which they make their write. The third node hands the write on to the fourth of its
 /// datacenter, and is done when that one is: so it comes last.
@@ -56,10 +57,10 @@ fn a_set_through_the_ring_prints_the_answer_and_then_each_replicas_write() -> Re
     let mut agents = Vec::new();
     for (node, machine) in ring.nodes.iter().zip(network.machines()) {
         let labels = labels(&[("dc", &node.dc), ("rack", &node.rack), ("node", &node.name)]);
-        agents.push(fleet::agent(live.path(), &store, machine, &node.name, &labels)?);
+        agents.push(Agent::on_machine(live.path(), &store, machine, &node.name, &labels)?);
     }
     let machine = network.machines().last().context("the client's machine")?;
-    agents.push(fleet::agent(live.path(), &store, machine, "client", &[])?);
+    agents.push(Agent::on_machine(live.path(), &store, machine, "client", &[])?);
 
     let mut load = running.load(1, 1, false);
     load.targets.truncate(1);

@@ -20,6 +20,7 @@ mod rate;
 mod replay;
 mod same;
 mod sampling;
+mod skew;
 mod split;
 mod tls;
 mod tshark;

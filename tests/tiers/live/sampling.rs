@@ -15,7 +15,7 @@ use dprof_tests::topology::{Running, Topology};
 use dprof_tests::{cli, poll};
 
 use crate::harness::resp::Resp;
-use crate::harness::{Live, finish, fleet, stored};
+use crate::harness::{Live, finish, stored};
 use crate::live::counts::{LOAD_WITHIN, benchmark};
 
 const REQUESTS: u64 = 20_000;
@@ -119,7 +119,7 @@ fn agents_of_a_ring_keep_the_same_traces_whole() -> Result<()> {
         for (_, ear) in ears.iter().enumerate().filter(|(other, _)| *other != number) {
             options.extend(["--peer".to_owned(), ear.clone()]);
         }
-        agents.push(fleet::agent(live.path(), &store, machine, host, &options)?);
+        agents.push(Agent::on_machine(live.path(), &store, machine, host, &options)?);
     }
     let load = running.load(10, RING_REQUESTS, false);
     let commands: Vec<&str> = load.commands.iter().map(String::as_str).collect();

@@ -1,0 +1,200 @@
+//! Delay on one link between datacenters: a ring of three datacenters of two racks replicates writes after their
+//! answers; the frames between two of the datacenters, drawn by seed, are held back. Which link do the traces blame?
+//!
+//! What a reader would get wrong: no request of a client is slow, since answers wait for the own rack only. The delay
+//! is seen in copies that nobody waits for.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use crate::agent::Agent;
+use crate::cable::Shape;
+use crate::cli;
+use crate::drill::Dice;
+use crate::ring::plan::{Consistency, Node, Ring, Shape as RingShape};
+use crate::topology::{ALL, Running, Stack, Topology};
+use crate::wire::Protocol;
+
+const SHAPE: RingShape = RingShape { dcs: 3, racks: 2, nodes: 1 };
+
+/// Writes of a run: each link between datacenters has a third of the copies.
+const WRITES: u64 = 300;
+/// Few at once, so that calls wait for links and not for processors.
+const IN_FLIGHT: usize = 2;
+
+/// The ring's nodes are programs of this name, their datastores of that.
+const DATASTORE: &str = "redis-server";
+const CLIENT: &str = "test-client";
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The two datacenters whose link was delayed.
+    pub delayed: [String; 2],
+    /// By how much, each way.
+    pub delay_us: u64,
+    /// The links that `dprof-cli replication` says are delayed.
+    pub blamed: Vec<[String; 2]>,
+    /// What it prints: lag per replica, network time per link.
+    pub table: String,
+    /// One trace: the client's answer and each replica's write in the order of time.
+    pub figure: String,
+}
+
+impl Outcome {
+    /// Whether the delayed link is blamed, and no other.
+    pub fn is_right(&self) -> bool {
+        self.blamed == std::slice::from_ref(&self.delayed)
+    }
+}
+
+/// Runs it once in a folder of its own.
+pub fn run(seed: u64, folder: &Path) -> Result<Outcome> {
+    let mut dice = Dice(seed);
+    let topology = Topology {
+        name: "replication",
+        stack: Stack::Ring { shape: SHAPE, consistency: Consistency::DcOne },
+        protocol: Protocol::Redis,
+        ..ALL[0]
+    };
+    let ring = topology.ring().context("a ring")?;
+    let every: Vec<usize> = (0..ring.nodes.len()).collect();
+    let mut running = Running::start_cabled(&topology, folder, &every, seed)?;
+    let store = format!("sqlite:{}", folder.join("store").display());
+    let agents = agents(&running, &ring, folder, &store)?;
+    let (delayed, delay_us) = delay_a_link(&running, &ring, &mut dice)?;
+    let mut load = running.load(IN_FLIGHT, WRITES, false);
+    load.commands.retain(|command| command.starts_with("SET"));
+    // Clients of every datacenter, so that every link between them carries copies.
+    load.targets = ring.nodes.iter().map(Node::client_address).collect::<Vec<SocketAddr>>();
+    running.put_on(&load)?;
+    for agent in agents {
+        agent.stop()?;
+    }
+    drop(running);
+    let said = cli::text(&store, &["replication", "--since", "all", "--format", "json"])?;
+    let said: Value = serde_json::from_str(&said).with_context(|| format!("replication: {said}"))?;
+    let widest = said["widest_trace_id"].as_str().context("a write that went to several replicas")?;
+    Ok(Outcome {
+        delayed,
+        delay_us,
+        blamed: blamed(&said),
+        table: cli::text(&store, &["replication", "--since", "all"])?,
+        figure: figure(&cli::json(&store, &["trace", widest, "--messages"])?),
+    })
+}
+
+/// An agent on each node's machine with its place as labels, and one with the client.
+fn agents(running: &Running, ring: &Ring, folder: &Path, store: &str) -> Result<Vec<Agent>> {
+    let machines = running.network().context("machines")?.machines();
+    let mut agents = Vec::new();
+    for (idx, machine) in machines.iter().enumerate() {
+        let Some(node) = ring.nodes.get(idx) else {
+            agents.push(Agent::on_machine(folder, store, machine, "client", &[])?);
+            continue;
+        };
+        let labels: Vec<String> = [("dc", &node.dc), ("rack", &node.rack), ("node", &node.name)]
+            .iter()
+            .flat_map(|(name, value)| ["--label".to_owned(), format!("{name}={value}")])
+            .collect();
+        agents.push(Agent::on_machine(folder, store, machine, &node.name, &labels)?);
+    }
+    Ok(agents)
+}
+
+/// Holds back the frames between two datacenters.
+fn delay_a_link(running: &Running, ring: &Ring, dice: &mut Dice) -> Result<([String; 2], u64)> {
+    let mut names: Vec<&String> = ring.nodes.iter().map(|node| &node.dc).collect();
+    names.dedup();
+    // Leaving one out of three draws a link.
+    names.remove(dice.below(names.len() as u64) as usize);
+    let [near, far] = [names[0].clone(), names[1].clone()];
+    let delay_us = 5_000 + dice.below(15_000);
+    let peers = ring.nodes.iter().filter(|node| node.dc == far).map(|node| node.ip).collect();
+    let shape = Shape { delay_us, peers, ..Shape::default() };
+    for (idx, _) in ring.nodes.iter().enumerate().filter(|(_, node)| node.dc == near) {
+        running.network().context("machines")?.shape(idx, &shape)?;
+    }
+    Ok(([near, far], delay_us))
+}
+
+fn blamed(said: &Value) -> Vec<[String; 2]> {
+    let links = said["links"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let name = |link: &Value, end: usize| link["dcs"][end].as_str().unwrap_or_default().to_owned();
+    let delayed = links.iter().filter(|link| link["is_delayed"] == true);
+    delayed.map(|link| [name(link, 0), name(link, 1)]).collect()
+}
+
+/// The client's request and answer, and each replica's write, one a line.
+fn figure(rows: &[Value]) -> String {
+    let text = |row: &Value, field: &str| row[field].as_str().unwrap_or_default().to_owned();
+    let mut lines = String::new();
+    for row in rows {
+        let (service, message) = (text(row, "service"), text(row, "message"));
+        let what = match (service.as_str(), message.as_str()) {
+            (CLIENT, "request") => "the client asks",
+            (CLIENT, "response") => "the client has its answer",
+            (DATASTORE, "request") => "the replica writes",
+            _ => continue,
+        };
+        let place = [text(row, "datacenter"), text(row, "rack"), text(row, "node")];
+        let place: Vec<String> = place.into_iter().filter(|part| !part.is_empty()).collect();
+        let timestamp = text(row, "timestamp");
+        let time = timestamp.get(11..26).unwrap_or_default();
+        let _ = writeln!(lines, "{time}  {:<16}  {what:<25}  {}", place.join("/"), text(row, "operation"));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_answer_and_the_writes_are_shown_with_their_places() {
+        let row = |service: &str, message: &str, dc: Option<&str>| {
+            json!({
+                "service": service, "message": message, "datacenter": dc, "rack": dc.map(|_| "rack1"),
+                "node": "node1", "timestamp": "2026-11-29T06:00:00.123456789Z", "operation": "bytes",
+            })
+        };
+        let rows = [
+            row("test-client", "response", None),
+            row("test-ring-node", "request", Some("dc1")),
+            row("redis-server", "request", Some("dc1")),
+            row("redis-server", "response", Some("dc1")),
+        ];
+        assert_eq!(
+            figure(&rows),
+            "06:00:00.123456  node1             the client has its answer  bytes\n\
+             06:00:00.123456  dc1/rack1/node1   the replica writes         bytes\n"
+        );
+    }
+
+    #[test]
+    fn one_link_must_be_blamed_and_no_other() {
+        let said = |delayed: [bool; 2]| {
+            json!({ "links": [
+                { "dcs": ["dc1", "dc2"], "is_delayed": delayed[0] },
+                { "dcs": ["dc1", "dc3"], "is_delayed": delayed[1] },
+            ]})
+        };
+        for (delayed, expected) in
+            [([true, false], true), ([false, true], false), ([true, true], false), ([false, false], false)]
+        {
+            let outcome = Outcome {
+                delayed: ["dc1", "dc2"].map(str::to_owned),
+                delay_us: 5_000,
+                blamed: blamed(&said(delayed)),
+                table: String::new(),
+                figure: String::new(),
+            };
+            assert_eq!(outcome.is_right(), expected, "{delayed:?}");
+        }
+    }
+}

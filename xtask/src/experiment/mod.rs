@@ -1,0 +1,35 @@
+//! `cargo xtask experiment`: the experiments of *Dprof - Distributed System Profiling and Tracing* on real programs
+//! (docs/experiments.md).
+
+mod prevalence;
+mod replication;
+mod sampling;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// Which experiment.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Experiment {
+    /// Delay one link between datacenters of a ring, and see which link the traces blame
+    Replication(replication::Options),
+    /// Watch at several keep ratios: cost, traces kept, estimates beside the truth
+    Sampling(sampling::Options),
+    /// Slow a share of requests, and see how long the slowest list takes to show it at several keep ratios
+    Prevalence(prevalence::Options),
+}
+
+/// Runs it.
+pub(crate) fn run(experiment: &Experiment) -> Result<()> {
+    match experiment {
+        Experiment::Replication(options) => replication::run(options),
+        Experiment::Sampling(options) => sampling::run(options),
+        Experiment::Prevalence(options) => prevalence::run(options),
+    }
+}
+
+/// What the experiment is about, on standard output.
+#[expect(clippy::print_stdout, reason = "results are data")]
+fn print(text: &str) {
+    println!("{text}");
+}

@@ -1,0 +1,66 @@
+//! `cargo xtask experiment prevalence`: how long a fault on a share of requests stays out of sight.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use dprof_tests::experiment::prevalence::{Cell, run as run_once};
+
+use super::print;
+use crate::build;
+use crate::setup::Need;
+use crate::step::Steps;
+
+/// Shares of requests, of a thousand.
+const SLOW_PER_MILLE: [u64; 4] = [500, 100, 10, 1];
+
+/// The ratios of the paper.
+const RATIOS: [&str; 5] = ["1", "0.1", "1/16", "0.01", "0.001"];
+
+/// Slows a share of requests, and waits until the slowest traces have one of them, at several keep ratios.
+///
+/// Prints seconds from the first request on, with keeping slow traces besides the ratio turned off and on. Needs root;
+/// up to some minutes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Which keys are asked for when
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Seconds after which to give up on a cell of the table
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
+    within: u64,
+    /// Run the programs as they were built before
+    #[arg(long)]
+    built: bool,
+}
+
+/// Runs the cells one after the other.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let steps = Steps::new()?;
+    if !options.built {
+        build::everything(&steps, Need::TEST)?;
+    }
+    let within = Duration::from_secs(options.within);
+    print(&format!("seed {}", options.seed));
+    for keeps_slow in [false, true] {
+        print(if keeps_slow { "\nratio, and what is slow besides" } else { "\nratio alone" });
+        print(&format!("SLOW    {}", RATIOS.map(|ratio| format!("{ratio:>8}")).join("  ")));
+        for slow_per_mille in SLOW_PER_MILLE {
+            let mut line = format!("{:>4} %", slow_per_mille as f64 / 10.0);
+            for ratio in RATIOS {
+                steps.interrupt().check()?;
+                let folder = tempfile::Builder::new()
+                    .prefix("dprof-experiment-")
+                    .tempdir()
+                    .context("create a folder")?;
+                let cell = Cell { slow_per_mille, ratio, keeps_slow, seed: options.seed };
+                let shown = run_once(&cell, within, folder.path()).with_context(|| format!("{cell:?}"))?;
+                let shown = shown.map_or(format!("> {} s", options.within), |shown| {
+                    format!("{:.1} s", shown.as_secs_f64())
+                });
+                line += &format!("  {shown:>8}");
+            }
+            print(&line);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! `cargo xtask experiment sampling`: what each keep ratio costs, keeps, and lets one say.
+
+use anyhow::{Context as _, Result, ensure};
+use dprof_tests::experiment::sampling::{Came, Outcome, run as run_once};
+
+use super::print;
+use crate::build;
+use crate::setup::Need;
+use crate::step::Steps;
+
+/// The ratios of the paper.
+const RATIOS: [&str; 5] = ["1", "0.1", "1/16", "0.01", "0.001"];
+
+/// Watches a proxy and its servers under load at several keep ratios.
+///
+/// Prints for each what the agent costs beside runs without one, how many traces it kept and whether they are whole,
+/// and the estimates from them beside the truth. Needs root; some seconds for each pair.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Requests in each run
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
+    requests: u64,
+    /// Runs without and with an agent, for each ratio
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pairs: u64,
+    /// Run the programs as they were built before
+    #[arg(long)]
+    built: bool,
+}
+
+/// Runs the ratios one after the other.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let steps = Steps::new()?;
+    if !options.built {
+        build::everything(&steps, Need::TEST)?;
+    }
+    let mut outside = Vec::new();
+    let mut estimates = String::from("RATIO  ESTIMATE     VALUE      FROM        TO     TRUTH\n");
+    print("RATIO  REQUESTS    KEPT   SHARE   WHOLE  EXAMPLES  REQUESTS/S  SUBJECT CPU  AGENT CPU");
+    for ratio in RATIOS {
+        steps.interrupt().check()?;
+        let folder =
+            tempfile::Builder::new().prefix("dprof-experiment-").tempdir().context("create a folder")?;
+        let outcome = run_once(ratio, options.requests, options.pairs as usize, folder.path())
+            .with_context(|| format!("ratio {ratio}"))?;
+        print(&line(ratio, &outcome));
+        for estimate in &outcome.estimates {
+            let high = estimate.high.map_or("?".to_owned(), |high| shown(&estimate.name, high));
+            let mark = if estimate.is_within() { "" } else { "  outside" };
+            estimates += &format!(
+                "{ratio:<6} {:<9} {:>8}  {:>8}  {high:>8}  {:>8}{mark}\n",
+                estimate.name,
+                shown(&estimate.name, estimate.value),
+                shown(&estimate.name, estimate.low),
+                shown(&estimate.name, estimate.truth),
+            );
+            if !estimate.is_within() {
+                outside.push(format!("{} at {ratio}", estimate.name));
+            }
+        }
+        ensure!(outcome.whole == outcome.kept, "{} of {} kept traces are whole", outcome.whole, outcome.kept);
+    }
+    print(&format!("\n{estimates}"));
+    print(&format!("outside of their interval: {}", outside.len()));
+    Ok(())
+}
+
+/// Counts as they are, times in microseconds.
+fn shown(name: &str, value: u64) -> String {
+    if name.ends_with("count") { value.to_string() } else { format!("{} us", value / 1_000) }
+}
+
+fn line(ratio: &str, outcome: &Outcome) -> String {
+    let middle = |of: fn(&[Came; 2]) -> f64| {
+        let mut values: Vec<f64> = outcome.pairs.iter().map(of).collect();
+        values.sort_unstable_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    };
+    format!(
+        "{ratio:<6} {:>8}  {:>6}  {:>5.2}%  {:>6}  {:>8}  {:>+9.1}%  {:>+10.1}%  {:>6.1} us",
+        outcome.requests,
+        outcome.kept,
+        outcome.kept as f64 / outcome.requests as f64 * 100.0,
+        outcome.whole,
+        outcome.examples,
+        middle(|[without, with]| (with.per_s / without.per_s - 1.0) * 100.0),
+        middle(|[without, with]| (with.subject_ns / without.subject_ns - 1.0) * 100.0),
+        middle(|[_, with]| with.agent_ns / 1e3),
+    )
+}
