@@ -23,8 +23,9 @@ const SHAPE: RingShape = RingShape { dcs: 3, racks: 2, nodes: 1 };
 
 /// Writes of a run: each link between datacenters has a third of the copies.
 const WRITES: u64 = 300;
-/// Few at once, so that calls wait for links and not for processors.
-const IN_FLIGHT: usize = 2;
+/// One connection to each node, so that every link between datacenters carries copies; few at once, so that calls wait
+/// for links and not for processors.
+const IN_FLIGHT: usize = 6;
 
 /// The ring's nodes are programs of this name, their datastores of that.
 const DATASTORE: &str = "redis-server";
