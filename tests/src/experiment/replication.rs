@@ -23,8 +23,9 @@ const SHAPE: RingShape = RingShape { dcs: 3, racks: 2, nodes: 1 };
 
 /// Writes of a run: each link between datacenters has a third of the copies.
 const WRITES: u64 = 300;
-/// Few at once, so that calls wait for links and not for processors.
-const IN_FLIGHT: usize = 2;
+/// One connection to each node, so that every link between datacenters carries copies; few at once, so that calls wait
+/// for links and not for processors.
+const IN_FLIGHT: usize = 6;
 
 /// The ring's nodes are programs of this name, their datastores of that.
 const DATASTORE: &str = "redis-server";
@@ -65,8 +66,9 @@ pub fn run(seed: u64, folder: &Path) -> Result<Outcome> {
     let every: Vec<usize> = (0..ring.nodes.len()).collect();
     let mut running = Running::start_cabled(&topology, folder, &every, seed)?;
     let store = format!("sqlite:{}", folder.join("store").display());
-    let agents = agents(&running, &ring, folder, &store)?;
+    // Before the agents start, which takes longer than cables take to look: no call goes without the delay.
     let (delayed, delay_us) = delay_a_link(&running, &ring, &mut dice)?;
+    let agents = agents(&running, &ring, folder, &store)?;
     let mut load = running.load(IN_FLIGHT, WRITES, false);
     load.commands.retain(|command| command.starts_with("SET"));
     // Clients of every datacenter, so that every link between them carries copies.

@@ -104,7 +104,7 @@ pub fn run(ratio: &str, requests: u64, pairs: usize, folder: &Path) -> Result<Ou
         outcome.pairs.push([without, with]);
     }
     drop(running);
-    let spans = cli::text(&store, &["export", "--format", "ndjson", "--output", "-", "--since", "all"])?;
+    let spans = cli::text(&store, &["export", "--format", "ndjson", "--out", "-", "--since", "all"])?;
     let spans = spans.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
     count_traces(&spans, &mut outcome);
     outcome.estimates = estimates(&store, outcome.requests)?;
