@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS host_minutes(host TEXT NOT NULL, minute_s INTEGER NOT
     PRIMARY KEY(host, minute_s)) WITHOUT ROWID;
 ";
 
-/// Columns that [`Found::read`] reads, in this order.
+/// Columns that [`read_document`] reads, in this order.
 const COLUMNS: &str = "scope, version, body, author, comment, at_ms";
 
 /// `control.db` of one folder.
