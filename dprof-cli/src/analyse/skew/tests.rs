@@ -1,3 +1,5 @@
+//! Known offsets, drifts and delays, and what is found from them.
+
 use super::*;
 use crate::testing::{T0, rpc};
 use dprof_store::conformance::Random;
