@@ -49,6 +49,11 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "events", run: records::events, seeds: records::seeds, words: &[] },
 ];
 
+/// What the target `dialogue` makes of an input: the conversation, with and without holes, and what is read in both.
+pub fn show_dialogue(data: &[u8]) -> String {
+    parsers::show_dialogue(data)
+}
+
 /// Runs the target of this name.
 ///
 /// # Panics

@@ -1,5 +1,6 @@
 //! The bounded loop as a program: `dprof-fuzz TARGET|all [EXECUTIONS] [SEED]` prints one line per target. For libFuzzer:
-//! `dprof-fuzz targets` prints their names, `dprof-fuzz seeds TARGET FOLDER` writes the inputs to begin with.
+//! `dprof-fuzz targets` prints their names, `dprof-fuzz seeds TARGET FOLDER` writes the inputs to begin with. For people:
+//! `dprof-fuzz show FILE` prints the conversation that `dialogue` makes of a finding.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,6 +19,9 @@ fn main() -> ExitCode {
             TARGETS.iter().for_each(|target| println!("{}", target.name));
             Ok(())
         }
+        ["show", file] => std::fs::read(file)
+            .map_err(|error| format!("read {file}: {error}"))
+            .map(|data| print!("{}", dprof_fuzz::show_dialogue(&data))),
         ["seeds", name, folder] => targets(name)
             .and_then(|targets| targets.iter().try_for_each(|target| write_seeds(target, Path::new(folder)))),
         _ => run(&words),

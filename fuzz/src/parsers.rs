@@ -217,6 +217,38 @@ pub(crate) fn converse(choices: &mut Choices<'_>) -> (&'static str, Vec<(Directi
     (dialogue.protocol().0, said)
 }
 
+/// What [`dialogue`] makes of an input: what was said, with holes, and what a parser says of both.
+pub(crate) fn show_dialogue(data: &[u8]) -> String {
+    let mut choices = Choices(data);
+    let (name, said) = converse(&mut choices);
+    let whole: Vec<Step> = said.iter().map(|(way, bytes)| Step::Bytes(*way, bytes.clone())).collect();
+    let mut text = format!("{name}\n");
+    for (title, steps) in [("whole", whole), ("with holes", holes(&said, &mut choices))] {
+        text += &format!("{title}\n");
+        for step in &steps {
+            text += &match step {
+                Step::Bytes(way, bytes) => format!("  {way:?} {}\n", bytes.escape_ascii()),
+                other => format!("  {other:?}\n"),
+            };
+        }
+        for parsed in feed(&mut *protocol(name).parser(Direction::Out, [0, 0], false), &steps, usize::MAX) {
+            text += &match parsed {
+                Parsed::Message(message) => format!(
+                    "  {:?} {}..{} {:?} {}{}\n",
+                    message.direction,
+                    message.start,
+                    message.end,
+                    message.kind,
+                    message.operation,
+                    if message.incomplete { " incomplete" } else { "" }
+                ),
+                other => format!("  {other:?}\n"),
+            };
+        }
+    }
+    text
+}
+
 /// A conversation with holes, against the same without.
 pub(crate) fn dialogue(data: &[u8]) {
     let mut choices = Choices(data);

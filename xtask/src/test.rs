@@ -100,7 +100,7 @@ const TIERS: &[Tier] = &[
     // What we export, through Zipkin's own server and back.
     Tier {
         name: "zipkin",
-        budget: MINUTE.saturating_mul(2),
+        budget: MINUTE.saturating_mul(3),
         arguments: &["--test", "tiers", "--", "zipkin::"],
         variable: Some("DPROF_TEST_ZIPKIN"),
         ring: Ring::None,

@@ -20,7 +20,7 @@ use dprof_tests::steady::Steady;
 use dprof_tests::wire::Protocol;
 use dprof_tests::{cli, clock, poll, subject};
 
-use crate::harness::{Live, fleet, stored};
+use crate::harness::{Live, stored};
 
 /// What the issue of a change may take, agents' looks and reports included.
 const IN_FORCE_WITHIN: Duration = Duration::from_secs(10);
@@ -148,7 +148,7 @@ fn three_agents_obey_within_ten_seconds_refuse_what_is_bad_and_lose_nothing() ->
     let start = |number: usize, store: &str| {
         let state = live.path().join(hosts[number]).join("state").display().to_string();
         let options = ["--port", "6379", "--state", &state, "-v"].map(str::to_owned);
-        fleet::agent(live.path(), store, network.machine(number), hosts[number], &options)
+        Agent::on_machine(live.path(), store, network.machine(number), hosts[number], &options)
     };
     let (first, second) = (start(0, &store)?, start(1, &store)?);
     let third = start(2, &linked)?;

@@ -5,11 +5,12 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 use dprof_common::model::Span;
+use dprof_tests::agent::Agent;
 use dprof_tests::netns::Network;
 use dprof_tests::program::Program;
 use dprof_tests::subject::{self, find};
 
-use crate::harness::{Live, check_order, fleet, stored};
+use crate::harness::{Live, check_order, stored};
 use crate::live::counts::LOAD_WITHIN;
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 1);
@@ -53,7 +54,7 @@ fn halves_meet_though_both_addresses_are_translated_on_the_way() -> Result<()> {
     let redis = subject::redis_on(live.path(), &mut command, &[&SERVER.to_string()], REDIS_PORT)?;
     let store = format!("sqlite:{}", live.path().join("store").display());
     let agents = [("client", 0), ("server", 2)]
-        .map(|(host, number)| fleet::agent(live.path(), &store, network.machine(number), host, &[]));
+        .map(|(host, number)| Agent::on_machine(live.path(), &store, network.machine(number), host, &[]));
     let mut load: Command = network.machine(0).command(find("redis-benchmark"));
     load.args(["-h", &ROUTER.to_string(), "-p", &SERVICE_PORT.to_string(), "-q", "-c", "8"]);
     load.args(["-n", &REQUESTS.to_string(), "-t", "set"]);
