@@ -29,6 +29,7 @@ pub(crate) mod confidence;
 pub(crate) mod content;
 mod decided;
 pub(crate) mod explicit;
+mod head;
 pub mod linker;
 pub(crate) mod order;
 mod process;

@@ -29,6 +29,7 @@ use std::collections::VecDeque;
 use dprof_common::model::EvidenceKind;
 use rustc_hash::FxHashMap;
 
+use super::head::{COMPARE_BYTES, Head, proxy_header};
 use super::table::{Call, KeyKind, Ref, Table, key};
 use super::{Certainty, Evidence, Observation, Proposal};
 use crate::protocol::Direction;
@@ -46,8 +47,6 @@ const HEADER_BYTES_MAX: u64 = 536;
 const SYN_MAX: u64 = 1;
 /// A chunk must be this long to suggest a candidate: shorter ones are equal by chance.
 const HEAD_BYTES: usize = 8;
-/// Bytes compared per chunk: a command's name and key.
-const COMPARE_BYTES: usize = 64;
 /// Chunks read lately per process that may be the source of what is sent now.
 const RECENT_MAX: usize = 128;
 /// Candidates of one connection: as many clients may have sent the same.
@@ -62,46 +61,11 @@ const TRIES_MAX: u8 = 16;
 const SOCKETS_MAX: usize = 64 * 1024;
 /// Connections that are no relay's before their process counts as none.
 const REFUSED_MIN: u32 = 8;
-/// Longest PROXY protocol header looked for: version 1 has at most 107 bytes, version 2 with addresses 52.
-const PROXY_HEADER_MAX: usize = 108;
 
 /// Features.
 pub(crate) mod feature {
     /// The only pair left, by place, but not proven where others could be meant.
     pub(crate) const STANDING: u8 = 0;
-}
-
-/// The first bytes of a chunk.
-#[derive(Clone, Copy, Debug)]
-struct Head {
-    start: u64,
-    bytes: [u8; COMPARE_BYTES],
-    len: u8,
-}
-
-impl Head {
-    fn of(start: u64, bytes: &[u8]) -> Self {
-        let len = bytes.len().min(COMPARE_BYTES);
-        let mut head = Self { start, bytes: [0; COMPARE_BYTES], len: len as u8 };
-        head.bytes[..len].copy_from_slice(&bytes[..len]);
-        head
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
-    }
-
-    /// Whether `bytes` at `start` agree where both are known; `None` if they do not meet.
-    fn agrees(&self, start: u64, bytes: &[u8]) -> Option<bool> {
-        let (from, to) =
-            (start.max(self.start), (start + bytes.len() as u64).min(self.start + u64::from(self.len)));
-        if from >= to {
-            return None;
-        }
-        let ours = &self.bytes()[(from - self.start) as usize..(to - self.start) as usize];
-        let theirs = &bytes[(from - start) as usize..(to - start) as usize];
-        Some(ours == theirs)
-    }
 }
 
 /// A connection that may be read from to be sent on.
@@ -391,21 +355,6 @@ fn leave(sources: &mut FxHashMap<u64, Source>, sock: u64) {
         if source.n_users == 0 {
             sources.remove(&sock);
         }
-    }
-}
-
-/// Length of the PROXY protocol header (HAProxy's specification, versions 1 and 2) that `bytes` start with, or 0.
-fn proxy_header(bytes: &[u8]) -> usize {
-    if bytes.starts_with(b"PROXY ") {
-        let line = bytes.iter().take(PROXY_HEADER_MAX).position(|byte| *byte == b'\n');
-        return line.map_or(0, |at| at + 1);
-    }
-    match bytes {
-        [b'\r', b'\n', b'\r', b'\n', 0, b'\r', b'\n', b'Q', b'U', b'I', b'T', b'\n', _, _, high, low, ..] => {
-            let len = 16 + usize::from(u16::from_be_bytes([*high, *low]));
-            if len <= bytes.len() { len } else { 0 }
-        }
-        _ => 0,
     }
 }
 
