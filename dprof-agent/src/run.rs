@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use dprof_common::model::{HostInfo, RunId};
 use dprof_store::{Credentials, RunInfo, StoreUrl, open_writer};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{
     self, Command, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Input, Options, RecordOptions,
@@ -157,10 +157,12 @@ fn run(options: &Options) -> anyhow::Result<u8> {
         };
         let _metrics = metrics.map(|metrics| metrics.serve(asked())).transpose()?;
         let serving = member.map(|member| member.start(&info, &running)).transpose()?;
+        // From here on a signal ends the run in order; who reads "ready" may send one at once.
+        let mut signals = Signals::watch()?;
         let place =
             options.store.as_ref().map_or_else(|| "no store".to_owned(), |url| format!("store {url}"));
         say(&format!("ready: backend {backend}, {place}"));
-        if !wait(&running, options.run_for_ns).await? {
+        if !wait(&running, options.run_for_ns, &mut signals).await? {
             return Ok(EXIT_INTERRUPTED);
         }
         if let Some(serving) = serving {
@@ -169,7 +171,7 @@ fn run(options: &Options) -> anyhow::Result<u8> {
         running.stop();
         let outcome = tokio::select! {
             outcome = join(running) => outcome?,
-            () = interrupted() => return Ok(EXIT_INTERRUPTED),
+            () = signals.recv() => return Ok(EXIT_INTERRUPTED),
         };
         let recorded = recorder.map(|recorder| match Arc::try_unwrap(recorder) {
             Ok(recorder) => recorder.finish(),
@@ -255,9 +257,7 @@ async fn join(running: Running) -> anyhow::Result<pipeline::Outcome> {
 
 /// Waits for the end: a signal, the time that was given, the recording's end. Always `true` today; `false` would
 /// mean not to wait for the store.
-async fn wait(running: &Running, run_for_ns: Option<u64>) -> anyhow::Result<bool> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
+async fn wait(running: &Running, run_for_ns: Option<u64>, signals: &mut Signals) -> anyhow::Result<bool> {
     let deadline = async {
         match run_for_ns {
             Some(ns) => tokio::time::sleep(Duration::from_nanos(ns)).await,
@@ -270,24 +270,33 @@ async fn wait(running: &Running, run_for_ns: Option<u64>) -> anyhow::Result<bool
         }
     };
     tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        () = signals.recv() => {}
         () = deadline => {}
         () = ended => {}
     }
     Ok(true)
 }
 
-/// A further signal while the run is ending.
-async fn interrupted() {
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// SIGINT and SIGTERM, which end the run.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn watch() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).context("watch SIGINT")?,
+            terminate: signal(SignalKind::terminate()).context("watch SIGTERM")?,
+        })
+    }
+
+    /// The next one.
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
 
