@@ -3,7 +3,7 @@
 //! What a reader would get wrong: the copy is of one store. An agent that is given another store does not obey it.
 
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -60,7 +60,10 @@ impl Copy {
     pub fn read(&self) -> Result<Option<Vec<Document>>> {
         let shown = || self.path.display().to_string();
         match fs::metadata(&self.path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            // Where the store's own folder cannot be one, the store says so.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
             Err(error) => return Err(error).with_context(shown),
             Ok(meta) if meta.len() > BYTES_MAX => anyhow::bail!("{} is too large to be one", shown()),
             Ok(_) => {}

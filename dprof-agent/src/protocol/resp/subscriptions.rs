@@ -27,6 +27,12 @@ impl Family {
     }
 }
 
+impl Family {
+    const fn is_shard(self) -> bool {
+        matches!(self, Self::Shard)
+    }
+}
+
 /// What a confirmation confirms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Confirmation {
@@ -62,8 +68,9 @@ pub(super) struct Subscriptions {
     n: [i64; 3],
     /// Confirmations still to come of the command that was answered last.
     owed: Option<(Confirmation, i64)>,
-    /// There may be some: a transaction may have made them.
-    maybe: bool,
+    /// There may be some, of channels and patterns, and of shard channels: a transaction may have made them, or what
+    /// confirmed them was lost.
+    maybe: [bool; 2],
 }
 
 impl Subscriptions {
@@ -84,15 +91,16 @@ impl Subscriptions {
             && answers.find(|special| seen.confirms(special)).is_some()
     }
 
-    /// A SUBSCRIBE was queued in a transaction: what comes of it, if anything, is in EXEC's reply.
-    pub(super) const fn queued(&mut self) {
-        self.maybe = true;
+    /// A SUBSCRIBE was queued in a transaction: what comes of it, if anything, is in EXEC's reply. Or its answer is not
+    /// known.
+    pub(super) const fn queued(&mut self, family: Family) {
+        self.maybe[family.is_shard() as usize] = true;
     }
 
     /// Whether it is not known what a confirmation answers, if anything: replies or requests before it were lost.
     pub(super) fn is_unknown(&self, seen: Confirmation, answers: &Answers<Special>) -> bool {
         answers.next() == Next::Unknown
-            && !self.maybe
+            && self.maybe == [false; 2]
             && self.owed.is_none_or(|(owed, _)| owed != seen)
             && answers.find(|special| seen.confirms(special)).is_none()
     }
@@ -100,7 +108,7 @@ impl Subscriptions {
     /// Whether an array may be a confirmation now. It always may in a push frame.
     pub(super) fn expected(&self, seen: Confirmation, answers: &Answers<Special>) -> bool {
         self.owed.is_some()
-            || self.maybe
+            || self.maybe != [false; 2]
             || self.n != [0; 3]
             || answers.next() == Next::Unknown
             || answers.find(|special| seen.confirms(special)).is_some()
@@ -108,7 +116,10 @@ impl Subscriptions {
 
     /// Whether an array may be a published message now.
     pub(super) fn may_publish(&self, answers: &Answers<Special>) -> bool {
-        self.n != [0; 3] || self.maybe || self.owed.is_some() || (!answers.certain() && !answers.waiting())
+        self.n != [0; 3]
+            || self.maybe != [false; 2]
+            || self.owed.is_some()
+            || (!answers.certain() && !answers.waiting())
     }
 
     /// A confirmation came, saying that `left` subscriptions are left. One per command is its response.
@@ -120,6 +131,9 @@ impl Subscriptions {
     ) -> MessageKind {
         let family = seen.family as usize;
         let had = self.n[family];
+        // It says how many there are. Those of shards may also end by themselves, before EXEC's reply.
+        let maybe = self.maybe;
+        self.maybe[0] &= seen.family.is_shard();
         let before = if seen.family == Family::Shard { had } else { self.n[0] + self.n[1] };
         self.n[family] = (had + left - before).clamp(0, left.max(0));
         if let Some((owed, n)) = &mut self.owed
@@ -140,7 +154,7 @@ impl Subscriptions {
         };
         let Some(Special::Subscription { n, .. }) = asked else {
             // A slot moved away, or what was asked is not known.
-            let may_answer = answers.next() == Next::Unknown && !seen.ends && !self.maybe;
+            let may_answer = answers.next() == Next::Unknown && !seen.ends && maybe == [false; 2];
             return if may_answer { MessageKind::Response } else { MessageKind::Push };
         };
         if !answers.exact() {

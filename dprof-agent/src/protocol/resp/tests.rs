@@ -624,6 +624,32 @@ fn an_answer_to_a_subscriber_without_its_word_makes_the_order_doubtful() {
     );
 }
 
+#[test]
+fn what_the_last_confirmation_says_ends_the_doubt_about_a_lost_one() {
+    // A list that looks like a published message is the answer again.
+    check(
+        "> *3 $9 SUBSCRIBE $1 a $1 b
+         <| *3|$9|subs
+         <~ 1
+         <| ribe|$1|a|:1|
+         < *3 $9 subscribe $1 b :2
+         > *1 $11 UNSUBSCRIBE
+         < *3 $11 unsubscribe $1 a :1 *3 $11 unsubscribe $1 b :0
+         > *4 $6 LRANGE $1 l $1 0 $2 -1 *1 $4 PING
+         < *3 $7 message $1 a $5 hello +PONG",
+        "> 0..33 req [SUBSCRIBE] [SUBSCRIBE ? ?]
+         < 0..30 res
+         < 30..60 push
+         > 33..55 req [UNSUBSCRIBE] [UNSUBSCRIBE]
+         < 60..93 res
+         < 93..126 push
+         > 55..93 req [LRANGE] [LRANGE l ? ?]
+         > 93..107 req [PING] [PING]
+         < 126..161 res
+         < 161..168 res",
+    );
+}
+
 /// Bytes that are half right: whole words of the protocol in any order.
 fn words() -> impl Strategy<Value = Vec<u8>> {
     const WORDS: &[&str] = &[

@@ -147,10 +147,10 @@ impl Replies {
         }
         match session.answers.next() {
             Next::Special(Special::Monitor) if self.outer.0 == b'+' => session.monitor = true,
-            Next::Special(Special::Subscription { ends: false, .. })
+            Next::Special(Special::Subscription { ends: false, family, .. })
                 if self.word == b"QUEUED" || self.word_is_lost() =>
             {
-                session.subscriptions.queued();
+                session.subscriptions.queued(family);
             }
             Next::Special(Special::Hello(version)) if is_ok => {
                 session.is_resp3 = match version {
