@@ -3,8 +3,8 @@
 //!
 //! A version is written by one conditional batch: insert the document, move the head, if the head is what the writer
 //! has seen. So a crash leaves all of it or nothing. What a reader would get wrong: a conditional write that timed out
-//! may have been done, or be done later by whoever writes next. So the writer reads back, with the same protocol
-//! (Paxos), whether its own document is there, known by its hash.
+//! may have been done, or be done later by whoever writes next. So the writer reads back whether its own document is
+//! there, known by its hash, and where nobody's is yet tries again, which completes what is under way (Paxos).
 
 use std::time::Duration;
 
@@ -25,10 +25,10 @@ use super::tables::DAY_S;
 use crate::control::{AGENT_LIFE_S, AgentState, Control, Document, HOST_LIFE_S, HostMinute, random};
 use crate::{Hosts, StoreError};
 
-/// Times that a write is tried whose fate is not known: half a minute of a partition that a hundred writers want.
-const TRIES_MAX: u32 = 20;
+/// Times that a write is tried whose fate is not known: two minutes of a partition that a hundred writers want.
+const TRIES_MAX: u32 = 40;
 /// First pause, which doubles, and the longest.
-const PAUSE_MS: (u64, u64) = (50, 2_000);
+const PAUSE_MS: (u64, u64) = (50, 4_000);
 /// All agents and all scopes are in one partition each: a thousand of either are some hundred kilobytes.
 const REGION: &str = "all";
 
@@ -95,7 +95,9 @@ impl CassandraControl {
             written: prepare(
                 &session,
                 &format!("SELECT hash FROM {k}.config WHERE scope = ? AND version = ?"),
-                Consistency::LocalSerial,
+                // Not serial, which would be one more round that is in the way of all others: where this sees nothing
+                // yet, the next try completes what is under way before it asks for the head.
+                Consistency::LocalQuorum,
             )
             .await?,
             name_scope: write(format!("INSERT INTO {k}.config_scopes (region, scope) VALUES (?, ?)")).await?,
