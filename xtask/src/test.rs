@@ -73,10 +73,11 @@ const TIERS: &[Tier] = &[
         variable: Some("DPROF_TEST_ACCURACY"),
         ring: Ring::None,
     },
-    // The store's conformance suite, faults and the spool on one ring of three, which some tests stop.
+    // The store's conformance suite, a hundred writers of one configuration, faults and the spool on one ring of three,
+    // which some tests stop.
     Tier {
         name: "cassandra",
-        budget: MINUTE.saturating_mul(6),
+        budget: MINUTE.saturating_mul(8),
         arguments: &["--lib", "--test", "tiers", "--", "--test-threads=1", "cassandra::"],
         variable: Some("DPROF_TEST_CASSANDRA"),
         ring: Ring::Three,
