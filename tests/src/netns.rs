@@ -61,29 +61,26 @@ impl Netns {
 
     /// Has the machine pass packets on by these rules of nftables.
     pub fn translate(&self, rules: &str) -> Result<()> {
-        let mut forward = self.command("sh");
-        forward.args(["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
-        let output = forward.output().context("start nsenter")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "forward packets: {}", said.trim_end());
-        let nft = self.command(find("nft")).arg(rules).output().context("start nsenter")?;
-        let said = String::from_utf8_lossy(&nft.stderr);
-        ensure!(nft.status.success(), "nft: {}", said.trim_end());
-        Ok(())
+        self.run("sh", &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])?;
+        self.run("nft", &[rules])
     }
 
     fn ip(&self, arguments: &[&str]) -> Result<()> {
-        let output = self.command(find("ip")).args(arguments).output().context("start nsenter")?;
+        self.run("ip", arguments)
+    }
+
+    /// Runs a program inside, which must succeed.
+    fn run(&self, program: &str, arguments: &[&str]) -> Result<()> {
+        let output = self.command(find(program)).args(arguments).output().context("start nsenter")?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "ip {}: {}", arguments.join(" "), said.trim_end());
+        ensure!(output.status.success(), "{program} {}: {}", arguments.join(" "), said.trim_end());
         Ok(())
     }
 }
 
 fn start_cable(folder: &Path, name: &str, config: &CableConfig) -> Result<Program> {
-    let file = folder.join(format!("{name}.json"));
-    fs::write(&file, serde_json::to_string(config)?).context("write a cable's configuration")?;
-    let mut cable = Program::start(name, folder, Command::new(binary("test-cable")).arg(file))?;
+    let mut command = Command::new(binary("test-cable"));
+    let mut cable = Program::start_configured(name, folder, &mut command, config)?;
     cable.wait_until(READY_WITHIN, "has both ends", |cable| cable.stdout().contains(READY).then_some(()))?;
     Ok(cable)
 }

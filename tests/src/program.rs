@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use serde::Serialize;
 
 use crate::poll;
 
@@ -48,6 +49,19 @@ impl Program {
         let child =
             command.spawn().with_context(|| format!("start {name} ({})", command.get_program().display()))?;
         Ok(Self { name: name.to_owned(), child, stdout, stderr })
+    }
+
+    /// The same with `config` in `NAME.json` in `folder`, whose path is the command's last argument.
+    pub fn start_configured<T: Serialize>(
+        name: &str,
+        folder: &Path,
+        command: &mut Command,
+        config: &T,
+    ) -> Result<Self> {
+        let file = folder.join(format!("{name}.json"));
+        fs::write(&file, serde_json::to_string(config)?)
+            .with_context(|| format!("write {}", file.display()))?;
+        Self::start(name, folder, command.arg(file))
     }
 
     /// Process id.
@@ -140,6 +154,15 @@ impl Drop for Program {
             let _ = self.child.wait();
         }
     }
+}
+
+/// CPU time of all threads that a process has now, nanoseconds.
+pub fn cpu_ns(pid: u32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let ns = |path: PathBuf| -> Option<u64> {
+        fs::read_to_string(path.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
+    };
+    tasks.filter_map(|task| ns(task.path())).sum()
 }
 
 /// Has the kernel end the child when the thread that starts it is gone, however that went.

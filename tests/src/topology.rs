@@ -321,10 +321,8 @@ impl Running {
             };
             self.programs.push(datastore.program);
             let config = NodeConfig { ring: ring.clone(), me, truth: folder.join("truth") };
-            let file = folder.join("node.json");
-            fs::write(&file, serde_json::to_string(&config)?).context("write a node's configuration")?;
             let mut command = machine.command(binary("test-ring-node"));
-            self.nodes.push(Program::start("node", &folder, command.arg(file))?);
+            self.nodes.push(Program::start_configured("node", &folder, &mut command, &config)?);
         }
         for node in &mut self.nodes {
             node.wait_until(READY_WITHIN, "is ready", |node| node.stdout().contains(READY).then_some(()))?;
@@ -364,15 +362,13 @@ impl Running {
 
     /// Puts a load on, and waits until the client has all of its answers.
     fn ask(&self, load: &Load) -> Result<Vec<Asked>> {
-        let file = self.folder.join("load.json");
-        fs::write(&file, serde_json::to_string(load)?).context("write the load")?;
         let client = binary("test-client");
         let mut command = match &self.network {
             Some(network) => network.machines().last().context("the client's machine")?.command(client),
             None => Command::new(client),
         };
-        let ended =
-            Program::start("client", &self.folder, command.arg(file))?.wait(LOAD_WITHIN)?.success()?;
+        let client = Program::start_configured("client", &self.folder, &mut command, load)?;
+        let ended = client.wait(LOAD_WITHIN)?.success()?;
         ensure!(ended.stdout.contains(DONE), "the client did not come to its end: {}", ended.stderr);
         truth::read(&load.out)
     }
@@ -474,9 +470,8 @@ fn service(folder: &Path, name: &str, config: ServiceConfig) -> Result<(Program,
     let port = free_port()?;
     let address: SocketAddr = ([127, 0, 0, 1], port).into();
     let config = ServiceConfig { listen: Some(address), ..config };
-    let file = folder.join(format!("{name}.json"));
-    fs::write(&file, serde_json::to_string(&config)?).context("write a service's configuration")?;
-    let mut program = Program::start(name, folder, Command::new(binary("test-service")).arg(file))?;
+    let mut command = Command::new(binary("test-service"));
+    let mut program = Program::start_configured(name, folder, &mut command, &config)?;
     program.wait_until(READY_WITHIN, "accepts connections", |_| TcpStream::connect(address).ok())?;
     Ok((program, port))
 }

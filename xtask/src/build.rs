@@ -12,6 +12,25 @@ use crate::setup::{self, Need};
 use crate::step::Steps;
 use crate::{build_ebpf, paths};
 
+/// For commands that run what is built.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Programs {
+    /// Run the programs as they were built before
+    #[arg(long)]
+    built: bool,
+}
+
+impl Programs {
+    /// Builds everything, unless that was said to be done.
+    pub(crate) fn ready(&self) -> Result<Steps> {
+        let steps = Steps::new()?;
+        if !self.built {
+            everything(&steps, Need::TEST)?;
+        }
+        Ok(steps)
+    }
+}
+
 /// Sets up what `need` needs, and builds every binary and every test.
 pub(crate) fn everything(steps: &Steps, need: Need) -> Result<()> {
     everything_beside(steps, need, || Ok(()))

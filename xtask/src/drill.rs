@@ -10,9 +10,8 @@ use anyhow::{Context as _, Result, ensure};
 use clap::builder::PossibleValuesParser;
 use dprof_tests::drill::{Drill, Fault, Outcome, run as run_drill};
 
-use crate::build;
-use crate::setup::Need;
-use crate::step::{Steps, say};
+use crate::build::Programs;
+use crate::step::say;
 
 /// Of all faults so many may be named wrongly.
 const WRONG_MAX: usize = 1;
@@ -29,9 +28,8 @@ pub(crate) struct Options {
     /// Runs without a fault
     #[arg(long, default_value_t = 10)]
     quiet: u64,
-    /// Run the programs as they were built before
-    #[arg(long)]
-    built: bool,
+    #[command(flatten)]
+    programs: Programs,
     /// Keep what was stored in this folder
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
@@ -46,10 +44,7 @@ fn names() -> Vec<&'static str> {
 
 /// Runs them one after the other.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let steps = Steps::new()?;
-    if !options.built {
-        build::everything(&steps, Need::TEST)?;
-    }
+    let steps = options.programs.ready()?;
     let wanted =
         |fault: Fault| options.faults.is_empty() || options.faults.iter().any(|name| name == fault.name());
     let (mut right, mut faults, mut alarms) = (0, 0, 0);

@@ -216,10 +216,8 @@ pub fn run(drill: Drill, folder: &Path) -> Result<Outcome> {
         dial: folder.join("load.dial"),
         ..system.load()
     };
-    let file = folder.join("load.json");
-    std::fs::write(&file, serde_json::to_string(&load)?).context("write the load")?;
     let mut client = system.client()?.command(binary("test-steady"));
-    let client = Program::start("steady", folder, client.arg(file))?;
+    let client = Program::start_configured("steady", folder, &mut client, &load)?;
     thread::sleep(BEFORE);
     let (done, expected) = match drill.fault {
         Some(fault) => {

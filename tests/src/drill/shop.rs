@@ -1,11 +1,9 @@
 //! A shop as a drill's system: on `front` an HTTP service that asks Redis through nutcracker and another service,
 //! both on `middle`; two Redis servers on `back`.
 
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -129,10 +127,7 @@ fn service(machine: &Netns, folder: &Path, name: &str, run: &str, config: &Servi
     if !program.exists() {
         symlink(binary("test-service"), &program).context("name a service")?;
     }
-    let file = folder.join(format!("{run}.json"));
-    fs::write(&file, serde_json::to_string(config)?).context("write a service's configuration")?;
-    let mut command: Command = machine.command(&program);
-    let mut started = Program::start(run, folder, command.arg(file))?;
+    let mut started = Program::start_configured(run, folder, &mut machine.command(&program), config)?;
     let port = config.listen.context("it listens")?.port();
     started.wait_until(READY_WITHIN, "listens", |program| listens(program.pid(), port).then_some(()))?;
     Ok(started)

@@ -58,7 +58,8 @@ pub fn run(cell: &Cell<'_>, within: Duration, folder: &Path) -> Result<Option<Du
     };
     turn(&dial, &behaviour)?;
     let service = ServiceConfig { listen: Some(address), dial: Some(dial), ..ServiceConfig::default() };
-    let mut service = start(folder, "test-service", "service", &service)?;
+    let mut command = Command::new(binary("test-service"));
+    let mut service = Program::start_configured("service", folder, &mut command, &service)?;
     service.wait_until(READY_WITHIN, "listens", |service| listens(service.pid(), port).then_some(()))?;
     let file = folder.join("agent.toml");
     fs::write(&file, format!("[trace]\nkeep_slow = {}\n", cell.keeps_slow))
@@ -78,7 +79,8 @@ pub fn run(cell: &Cell<'_>, within: Duration, folder: &Path) -> Result<Option<Du
         dial: folder.join("load.dial"),
     };
     let started = clock::now();
-    let load = start(folder, "test-steady", "load", &load)?;
+    let mut command = Command::new(binary("test-steady"));
+    let load = Program::start_configured("load", folder, &mut command, &load)?;
     let shown = poll::until(within, "a slow request is in the list", || {
         let rows = cli::json(&agent.store, &["slowest-traces", "--since", "all", "--limit", "1"]).ok()?;
         let longest_ns = rows.first()?["duration_ns"].as_u64()?;
@@ -87,11 +89,4 @@ pub fn run(cell: &Cell<'_>, within: Duration, folder: &Path) -> Result<Option<Du
     drop(load);
     agent.stop()?;
     Ok(shown.ok())
-}
-
-/// Starts one of our programs with its configuration.
-fn start<T: serde::Serialize>(folder: &Path, program: &str, name: &str, config: &T) -> Result<Program> {
-    let file = folder.join(format!("{name}.json"));
-    fs::write(&file, serde_json::to_string(config)?).with_context(|| format!("write {}", file.display()))?;
-    Program::start(name, folder, Command::new(binary(program)).arg(file))
 }

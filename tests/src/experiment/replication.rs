@@ -99,11 +99,7 @@ fn agents(running: &Running, ring: &Ring, folder: &Path, store: &str) -> Result<
             agents.push(Agent::on_machine(folder, store, machine, "client", &[])?);
             continue;
         };
-        let labels: Vec<String> = [("dc", &node.dc), ("rack", &node.rack), ("node", &node.name)]
-            .iter()
-            .flat_map(|(name, value)| ["--label".to_owned(), format!("{name}={value}")])
-            .collect();
-        agents.push(Agent::on_machine(folder, store, machine, &node.name, &labels)?);
+        agents.push(Agent::on_machine(folder, store, machine, &node.name, &node.labels())?);
     }
     Ok(agents)
 }

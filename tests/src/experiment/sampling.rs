@@ -9,13 +9,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, binary};
+use crate::program::cpu_ns;
 use crate::topology::{Running, Topology};
 use crate::{cli, clock};
 
@@ -97,7 +99,7 @@ pub fn run(ratio: &str, requests: u64, pairs: usize, folder: &Path) -> Result<Ou
         let folder = folder.join(format!("agent{pair}"));
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         let options = [running.watch.clone(), vec!["--keep-ratio".to_owned(), ratio.to_owned()]].concat();
-        let mut command = std::process::Command::new(crate::agent::binary("dprof-agent"));
+        let mut command = Command::new(binary("dprof-agent"));
         let agent = Agent::start_with(&folder, &store, &mut command, &options)?;
         let with = load(&mut running, requests, Some(agent.program.pid()))?;
         agent.stop()?;
@@ -131,15 +133,6 @@ fn load(running: &mut Running, requests: u64, agent: Option<u32>) -> Result<Came
         subject_ns: per_request(cpu() - before),
         agent_ns: per_request(agent_cpu() - agent_before),
     })
-}
-
-/// CPU time of all threads that a process has now, nanoseconds.
-fn cpu_ns(pid: u32) -> u64 {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let ns = |path: PathBuf| -> Option<u64> {
-        fs::read_to_string(path.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
-    };
-    tasks.filter_map(|task| ns(task.path())).sum()
 }
 
 /// Whether a row is of the load, and not of what the proxy asks its servers by itself.

@@ -42,6 +42,14 @@ impl Node {
         (self.ip, CLIENT_PORT).into()
     }
 
+    /// Options that have an agent label what it sees with the node's place.
+    pub fn labels(&self) -> Vec<String> {
+        [("dc", &self.dc), ("rack", &self.rack), ("node", &self.name)]
+            .iter()
+            .flat_map(|(name, value)| ["--label".to_owned(), format!("{name}={value}")])
+            .collect()
+    }
+
     /// Where other nodes connect.
     pub fn peer_address(&self) -> SocketAddr {
         (self.ip, PEER_PORT).into()

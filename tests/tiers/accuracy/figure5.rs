@@ -19,11 +19,6 @@ use crate::harness::Live;
 /// datacenter, and is done when that one is: so it comes last.
 const SLOW: [usize; 3] = [1, 3, 2];
 
-/// Options that label a host.
-fn labels(labels: &[(&str, &str)]) -> Vec<String> {
-    labels.iter().flat_map(|(name, value)| ["--label".to_owned(), format!("{name}={value}")]).collect()
-}
-
 /// `trace ID --messages` as rows.
 fn messages(store: &str, id: &str) -> Result<Vec<Value>> {
     cli::json(store, &["trace", id, "--messages"])
@@ -56,7 +51,7 @@ fn a_set_through_the_ring_prints_the_answer_and_then_each_replicas_write() -> Re
     let network = running.network().context("machines")?;
     let mut agents = Vec::new();
     for (node, machine) in ring.nodes.iter().zip(network.machines()) {
-        let labels = labels(&[("dc", &node.dc), ("rack", &node.rack), ("node", &node.name)]);
+        let labels = node.labels();
         agents.push(Agent::on_machine(live.path(), &store, machine, &node.name, &labels)?);
     }
     let machine = network.machines().last().context("the client's machine")?;

@@ -5,8 +5,12 @@ mod prevalence;
 mod replication;
 mod sampling;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Subcommand;
+use tempfile::TempDir;
+
+/// The ratios of the paper.
+const RATIOS: [&str; 5] = ["1", "0.1", "1/16", "0.01", "0.001"];
 
 /// Which experiment.
 #[derive(Debug, Subcommand)]
@@ -26,6 +30,11 @@ pub(crate) fn run(experiment: &Experiment) -> Result<()> {
         Experiment::Sampling(options) => sampling::run(options),
         Experiment::Prevalence(options) => prevalence::run(options),
     }
+}
+
+/// A folder for one run.
+fn folder() -> Result<TempDir> {
+    tempfile::Builder::new().prefix("dprof-experiment-").tempdir().context("create a folder")
 }
 
 /// What the experiment is about, on standard output.

@@ -5,16 +5,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use dprof_tests::experiment::prevalence::{Cell, run as run_once};
 
-use super::print;
-use crate::build;
-use crate::setup::Need;
-use crate::step::Steps;
+use super::{RATIOS, folder, print};
+use crate::build::Programs;
 
 /// Shares of requests, of a thousand.
 const SLOW_PER_MILLE: [u64; 4] = [500, 100, 10, 1];
-
-/// The ratios of the paper.
-const RATIOS: [&str; 5] = ["1", "0.1", "1/16", "0.01", "0.001"];
 
 /// Slows a share of requests, and waits until the slowest traces have one of them, at several keep ratios.
 ///
@@ -28,17 +23,13 @@ pub(crate) struct Options {
     /// Seconds after which to give up on a cell of the table
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
     within: u64,
-    /// Run the programs as they were built before
-    #[arg(long)]
-    built: bool,
+    #[command(flatten)]
+    programs: Programs,
 }
 
 /// Runs the cells one after the other.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let steps = Steps::new()?;
-    if !options.built {
-        build::everything(&steps, Need::TEST)?;
-    }
+    let steps = options.programs.ready()?;
     let within = Duration::from_secs(options.within);
     print(&format!("seed {}", options.seed));
     for keeps_slow in [false, true] {
@@ -48,10 +39,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let mut line = format!("{:>4} %", slow_per_mille as f64 / 10.0);
             for ratio in RATIOS {
                 steps.interrupt().check()?;
-                let folder = tempfile::Builder::new()
-                    .prefix("dprof-experiment-")
-                    .tempdir()
-                    .context("create a folder")?;
+                let folder = folder()?;
                 let cell = Cell { slow_per_mille, ratio, keeps_slow, seed: options.seed };
                 let shown = run_once(&cell, within, folder.path()).with_context(|| format!("{cell:?}"))?;
                 let shown = shown.map_or(format!("> {} s", options.within), |shown| {

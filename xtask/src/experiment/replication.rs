@@ -3,10 +3,8 @@
 use anyhow::{Context as _, Result, ensure};
 use dprof_tests::experiment::replication::run as run_once;
 
-use super::print;
-use crate::build;
-use crate::setup::Need;
-use crate::step::Steps;
+use super::{folder, print};
+use crate::build::Programs;
 
 /// Delays one link between datacenters of a ring that replicates after the answer, and counts how often the traces
 /// blame this link and no other.
@@ -21,22 +19,17 @@ pub(crate) struct Options {
     /// How many runs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     runs: u64,
-    /// Run the programs as they were built before
-    #[arg(long)]
-    built: bool,
+    #[command(flatten)]
+    programs: Programs,
 }
 
 /// Runs it so many times, one after the other.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let steps = Steps::new()?;
-    if !options.built {
-        build::everything(&steps, Need::TEST)?;
-    }
+    let steps = options.programs.ready()?;
     let mut right = 0;
     for seed in (options.seed..).take(options.runs as usize) {
         steps.interrupt().check()?;
-        let folder =
-            tempfile::Builder::new().prefix("dprof-experiment-").tempdir().context("create a folder")?;
+        let folder = folder()?;
         let outcome = run_once(seed, folder.path()).with_context(|| format!("seed {seed}"))?;
         if seed == options.seed {
             print(&format!("{}\n{}", outcome.table, outcome.figure));

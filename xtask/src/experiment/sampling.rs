@@ -3,13 +3,8 @@
 use anyhow::{Context as _, Result, ensure};
 use dprof_tests::experiment::sampling::{Came, Outcome, run as run_once};
 
-use super::print;
-use crate::build;
-use crate::setup::Need;
-use crate::step::Steps;
-
-/// The ratios of the paper.
-const RATIOS: [&str; 5] = ["1", "0.1", "1/16", "0.01", "0.001"];
+use super::{RATIOS, folder, print};
+use crate::build::Programs;
 
 /// Watches a proxy and its servers under load at several keep ratios.
 ///
@@ -23,24 +18,19 @@ pub(crate) struct Options {
     /// Runs without and with an agent, for each ratio
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     pairs: u64,
-    /// Run the programs as they were built before
-    #[arg(long)]
-    built: bool,
+    #[command(flatten)]
+    programs: Programs,
 }
 
 /// Runs the ratios one after the other.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let steps = Steps::new()?;
-    if !options.built {
-        build::everything(&steps, Need::TEST)?;
-    }
+    let steps = options.programs.ready()?;
     let mut outside = Vec::new();
     let mut estimates = String::from("RATIO  ESTIMATE     VALUE      FROM        TO     TRUTH\n");
     print("RATIO  REQUESTS    KEPT   SHARE   WHOLE  EXAMPLES  REQUESTS/S  SUBJECT CPU  AGENT CPU");
     for ratio in RATIOS {
         steps.interrupt().check()?;
-        let folder =
-            tempfile::Builder::new().prefix("dprof-experiment-").tempdir().context("create a folder")?;
+        let folder = folder()?;
         let outcome = run_once(ratio, options.requests, options.pairs as usize, folder.path())
             .with_context(|| format!("ratio {ratio}"))?;
         print(&line(ratio, &outcome));

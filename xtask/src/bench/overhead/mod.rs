@@ -17,6 +17,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use dprof_tests::agent::Agent;
+use dprof_tests::program::cpu_ns;
 use dprof_tests::subject::Subject;
 use serde_json::{Value, json};
 
@@ -332,15 +333,6 @@ fn family(pid: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
     std::iter::once(pid).chain(children).collect()
-}
-
-/// CPU time of all threads that a process has now, nanoseconds.
-fn cpu_ns(pid: u32) -> u64 {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let ns = |path: PathBuf| -> Option<u64> {
-        fs::read_to_string(path.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
-    };
-    tasks.filter_map(|task| ns(task.path())).sum()
 }
 
 /// Proportional set size, bytes.
