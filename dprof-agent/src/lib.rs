@@ -21,6 +21,7 @@ pub mod link;
 pub mod live;
 pub mod memory;
 pub mod metrics;
+mod netns;
 pub mod pipeline;
 pub mod privilege;
 pub mod protocol;

@@ -162,9 +162,7 @@ fn run(options: &Options) -> anyhow::Result<u8> {
         let place =
             options.store.as_ref().map_or_else(|| "no store".to_owned(), |url| format!("store {url}"));
         say(&format!("ready: backend {backend}, {place}"));
-        if !wait(&running, options.run_for_ns, &mut signals).await? {
-            return Ok(EXIT_INTERRUPTED);
-        }
+        wait(&running, options.run_for_ns, &mut signals).await;
         if let Some(serving) = serving {
             serving.stop();
         }
@@ -255,9 +253,8 @@ async fn join(running: Running) -> anyhow::Result<pipeline::Outcome> {
     tokio::task::spawn_blocking(move || running.join()).await.context("wait for the threads")?
 }
 
-/// Waits for the end: a signal, the time that was given, the recording's end. Always `true` today; `false` would
-/// mean not to wait for the store.
-async fn wait(running: &Running, run_for_ns: Option<u64>, signals: &mut Signals) -> anyhow::Result<bool> {
+/// Waits for the end: a signal, the time that was given, the recording's end.
+async fn wait(running: &Running, run_for_ns: Option<u64>, signals: &mut Signals) {
     let deadline = async {
         match run_for_ns {
             Some(ns) => tokio::time::sleep(Duration::from_nanos(ns)).await,
@@ -274,7 +271,6 @@ async fn wait(running: &Running, run_for_ns: Option<u64>, signals: &mut Signals)
         () = deadline => {}
         () = ended => {}
     }
-    Ok(true)
 }
 
 /// SIGINT and SIGTERM, which end the run.

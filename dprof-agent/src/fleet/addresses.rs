@@ -1,33 +1,23 @@
 //! Addresses of this host, in the network namespaces that are watched.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::net::IpAddr;
-use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
+
+use crate::netns;
 
 /// More are not told: containers' hosts have thousands, and a person reads them.
 const ADDRESSES_MAX: usize = 16;
 
 /// Addresses in these namespaces; without any in this process's own. Loopback and link-local ones are left out. Those
 /// of other namespaces can only be asked for while the process may enter them: call it before privileges are given up.
-pub fn addresses(netns: &[PathBuf]) -> Vec<String> {
+pub fn addresses(namespaces: &[PathBuf]) -> Vec<String> {
     let mut found = BTreeSet::new();
-    if netns.is_empty() {
+    if namespaces.is_empty() {
         found = own();
     }
-    for path in netns {
-        let Ok(namespace) = File::open(path) else { continue };
-        // A namespace belongs to a thread; this one ends here.
-        let entered = std::thread::scope(|scope| {
-            let asked = scope.spawn(|| {
-                // SAFETY: changes only this thread, which ends here; the descriptor is open.
-                let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } == 0;
-                if entered { own() } else { BTreeSet::new() }
-            });
-            asked.join().unwrap_or_default()
-        });
-        found.extend(entered);
+    for path in namespaces {
+        found.extend(netns::within(path, own).unwrap_or_default());
     }
     found.into_iter().take(ADDRESSES_MAX).map(|address| address.to_string()).collect()
 }

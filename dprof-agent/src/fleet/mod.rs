@@ -118,13 +118,14 @@ impl Member {
     /// Obeys and reports from now on, on a thread of its own.
     pub fn start(self, info: &RunInfo, running: &Running) -> Result<Serving> {
         let figures = FigureSource { live: running.live(), questions: running.questions() };
+        let (reading, unix_s) = look_at_host();
         let task = Task {
             reporter: Reporter::new(info.clone(), self.addresses, figures.read()),
             store: self.store,
             copy: self.copy,
             obedience: self.obedience,
             orders: running.orders(),
-            minutes: minutes_of(&info.host),
+            minutes: Minutes::new(&info.host, reading, unix_s),
             figures,
             control: None,
         };
@@ -188,9 +189,10 @@ impl FigureSource {
     }
 }
 
-fn minutes_of(host: &str) -> Minutes {
+/// The machine's counters, and the time, seconds since the epoch.
+fn look_at_host() -> (Reading, u64) {
     let clocks = read_clocks();
-    Minutes::new(host, Reading::read(Path::new("/proc"), clocks.monotonic_ns), clocks.unix_ns / 1_000_000_000)
+    (Reading::read(Path::new("/proc"), clocks.monotonic_ns), clocks.unix_ns / 1_000_000_000)
 }
 
 /// The thread.
@@ -223,9 +225,8 @@ impl Task {
 
     /// Looks at the machine, and stores the minute that is over.
     async fn report_host(&mut self) {
-        let clocks = read_clocks();
-        self.minutes
-            .add(Reading::read(Path::new("/proc"), clocks.monotonic_ns), clocks.unix_ns / 1_000_000_000);
+        let (reading, unix_s) = look_at_host();
+        self.minutes.add(reading, unix_s);
         self.store_minutes().await;
     }
 

@@ -123,16 +123,22 @@ impl InOrder {
     }
 }
 
-/// The next request after the cursor of this peer and thread, which moves on. `same_protocol`: of the call's protocol;
-/// requests that hold what the call holds may have come in another's frame (DNODE before Redis).
-fn next(
-    ties: &mut Ties,
-    table: &Table,
-    seen: &Observation<'_>,
-    fans_out: bool,
-    same_operation: bool,
-    same_protocol: bool,
-) -> Option<Ref> {
+/// Which of the tied requests may have caused a call.
+#[derive(Clone, Copy, Debug)]
+enum Tie {
+    /// All that hold what the call holds, also in another protocol's frame (DNODE before Redis); of a process that fans
+    /// out once per peer.
+    Content { fans_out: bool },
+    /// Those of the call's protocol, and of its operation where the process hands operations on.
+    Blind { relays_operations: bool },
+}
+
+/// The next request after the cursor of this peer and thread, which moves on.
+fn next(ties: &mut Ties, table: &Table, seen: &Observation<'_>, tie: Tie) -> Option<Ref> {
+    let (fans_out, same_protocol, same_operation) = match tie {
+        Tie::Content { fans_out } => (fans_out, false, false),
+        Tie::Blind { relays_operations } => (false, true, relays_operations),
+    };
     let operation = if same_operation { seen.operation } else { 0 };
     let lane = if fans_out { seen.peer } else { 0 } ^ (u64::from(seen.tid) << 17) ^ operation;
     let after = ties.cursors.iter().find(|(of, _)| *of == lane).map_or(0, |(_, order)| *order);
@@ -222,13 +228,14 @@ impl Evidence for Order {
         if let Some(shared) = key.and_then(|key| table.shared_mut(key)) {
             let mut ties = shared.ties.take()?;
             let newest = shared.newest;
-            let parent = next(&mut ties, table, seen, process.fans_out(), false, false).or_else(|| {
-                // All were sent on: this is one of them again.
-                table
-                    .request(newest)
-                    .filter(|request| request.is_open() && request.n_calls > 0)
-                    .map(|_| newest)
-            });
+            let parent =
+                next(&mut ties, table, seen, Tie::Content { fans_out: process.fans_out() }).or_else(|| {
+                    // All were sent on: this is one of them again.
+                    table
+                        .request(newest)
+                        .filter(|request| request.is_open() && request.n_calls > 0)
+                        .map(|_| newest)
+                });
             if let Some(shared) = key.and_then(|key| table.shared_mut(key)) {
                 shared.ties = Some(ties);
             }
@@ -251,7 +258,7 @@ impl Evidence for Order {
             });
             blind.ties.requests = open.map(|read| (read.order, read.at)).collect();
         }
-        next(&mut blind.ties, table, seen, false, process.relays_operations(), true)
+        next(&mut blind.ties, table, seen, Tie::Blind { relays_operations: process.relays_operations() })
             .map(|parent| Proposal::one(parent, Certainty::Probable(feature::BLIND)))
     }
 

@@ -4,10 +4,8 @@
 //! it finds, which costs a hundredth of a wake-up per event. And the order of the stream is the order in which
 //! programs reserved room in the ring, over all CPUs; with perf buffers the order of the records' making.
 
-use std::fs::File;
 use std::io::Read;
 use std::mem::{offset_of, size_of};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,6 +30,7 @@ use super::window::DutyCycle;
 use super::{Block, BlockBuilder, ProgramRuns, Source, SourceCounters};
 use crate::clock::{monotonic_ns, read_clocks};
 use crate::memory::give_back;
+use crate::netns;
 
 /// A block is handed on when it holds this much, bytes: a few milliseconds of full load, small beside the queue.
 const BLOCK_BYTES: usize = 128 * 1024;
@@ -201,23 +200,16 @@ pub fn watched_netns(named: &[PathBuf]) -> Vec<PathBuf> {
 }
 
 /// What the listener iterator says in this namespace: `ListenEvent` after `ListenEvent`.
-fn read_listeners(ebpf: &mut Ebpf, program: &str, netns: &Path) -> anyhow::Result<Vec<u8>> {
-    let namespace = File::open(netns).with_context(|| netns.display().to_string())?;
+fn read_listeners(ebpf: &mut Ebpf, program: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
     let iter: &mut Iter = ebpf.program_mut(program).context("the plan has an iterator")?.try_into()?;
-    // A namespace belongs to a thread, and the iterator to the namespace in which its file is made.
-    std::thread::scope(|scope| {
-        let read = scope.spawn(move || -> anyhow::Result<Vec<u8>> {
-            // SAFETY: changes only this thread, which ends here; the descriptor is open.
-            if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
-                return Err(std::io::Error::last_os_error()).context("enter the namespace");
-            }
-            let link = iter.attach()?;
-            let mut records = Vec::new();
-            iter.take_link(link)?.into_file()?.read_to_end(&mut records)?;
-            Ok(records)
-        });
-        read.join().map_err(|_| anyhow!("the thread that reads listeners panicked"))?
-    })
+    // The iterator belongs to the namespace in which its file is made.
+    let read = || -> anyhow::Result<Vec<u8>> {
+        let link = iter.attach()?;
+        let mut records = Vec::new();
+        iter.take_link(link)?.into_file()?.read_to_end(&mut records)?;
+        Ok(records)
+    };
+    netns::within(path, read).with_context(|| format!("enter {}", path.display()))?
 }
 
 fn read_all_listeners(

@@ -97,10 +97,15 @@ impl Subscriptions {
         self.maybe[family.is_shard() as usize] = true;
     }
 
+    /// Whether there may be some that are not counted.
+    fn may_be_more(&self) -> bool {
+        self.maybe != [false; 2]
+    }
+
     /// Whether it is not known what a confirmation answers, if anything: replies or requests before it were lost.
     pub(super) fn is_unknown(&self, seen: Confirmation, answers: &Answers<Special>) -> bool {
         answers.next() == Next::Unknown
-            && self.maybe == [false; 2]
+            && !self.may_be_more()
             && self.owed.is_none_or(|(owed, _)| owed != seen)
             && answers.find(|special| seen.confirms(special)).is_none()
     }
@@ -108,7 +113,7 @@ impl Subscriptions {
     /// Whether an array may be a confirmation now. It always may in a push frame.
     pub(super) fn expected(&self, seen: Confirmation, answers: &Answers<Special>) -> bool {
         self.owed.is_some()
-            || self.maybe != [false; 2]
+            || self.may_be_more()
             || self.n != [0; 3]
             || answers.next() == Next::Unknown
             || answers.find(|special| seen.confirms(special)).is_some()
@@ -132,7 +137,7 @@ impl Subscriptions {
         let family = seen.family as usize;
         let had = self.n[family];
         // It says how many there are. Those of shards may also end by themselves, before EXEC's reply.
-        let maybe = self.maybe;
+        let may_be_more = self.may_be_more();
         self.maybe[0] &= seen.family.is_shard();
         let before = if seen.family == Family::Shard { had } else { self.n[0] + self.n[1] };
         self.n[family] = (had + left - before).clamp(0, left.max(0));
@@ -154,7 +159,7 @@ impl Subscriptions {
         };
         let Some(Special::Subscription { n, .. }) = asked else {
             // A slot moved away, or what was asked is not known.
-            let may_answer = answers.next() == Next::Unknown && !seen.ends && maybe == [false; 2];
+            let may_answer = answers.next() == Next::Unknown && !seen.ends && !may_be_more;
             return if may_answer { MessageKind::Response } else { MessageKind::Push };
         };
         if !answers.exact() {
