@@ -40,6 +40,18 @@ pub(crate) struct Rpc {
     bytes: (u64, u64),
 }
 
+/// Two requests of a writer that gathers SETs: the first submits its part and waits, the second triggers the call for
+/// both, which takes 4 ms.
+pub(crate) fn gathered() -> Vec<Span> {
+    let request = |id: u64| rpc(id).trace(u128::from(id)).of("writer", "SET").hosts("web-1", "web-1");
+    let call = rpc(3).trace(2).under(2).and_under(1).by("writer").hosts("web-1", "db-1");
+    vec![
+        request(1).at(0, 40_000).build(),
+        request(2).at(10_000, 30_000).build(),
+        call.at(20_000, 4_000).build(),
+    ]
+}
+
 /// An RPC of trace 1 with this span id.
 pub(crate) fn rpc(id: u64) -> Rpc {
     Rpc {

@@ -300,7 +300,7 @@ fn table(rows: &[PathRow], all: bool, context: &mut Context<'_>) -> Result<(), F
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{Memory, rpc, run};
+    use crate::testing::{Memory, gathered, rpc, run};
     use dprof_common::model::Span;
 
     /// A hundred requests of 1 ms, each with a call of 300 us; the last five with one of 20 ms on db-3.
@@ -372,24 +372,6 @@ mod tests {
             .map(|s| s["duration_ns"].as_u64().expect("a number"))
             .sum();
         assert_eq!(sum, 1_000_000);
-    }
-
-    /// Two requests of a writer that gathers SETs: the first submits its part and waits, the second triggers the call
-    /// for both, which takes 4 ms.
-    fn gathered() -> Vec<Span> {
-        let request = |id: u64| rpc(id).trace(u128::from(id)).of("writer", "SET").hosts("web-1", "web-1");
-        vec![
-            request(1).at(0, 40_000).build(),
-            request(2).at(10_000, 30_000).build(),
-            rpc(3)
-                .trace(2)
-                .under(2)
-                .and_under(1)
-                .by("writer")
-                .hosts("web-1", "db-1")
-                .at(20_000, 4_000)
-                .build(),
-        ]
     }
 
     /// Service time of the writer and of redis on the path of a request, milliseconds.

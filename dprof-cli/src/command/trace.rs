@@ -423,7 +423,7 @@ fn link_cell(span: &Span, parent_missing: bool) -> Cell {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{Memory, rpc, run};
+    use crate::testing::{Memory, gathered, rpc, run};
     use dprof_common::model::{HalfFlags, Span, Status};
 
     /// A client calls a proxy on another host, which asks one redis twice and another not watched one.
@@ -623,22 +623,8 @@ TRACE             SPAN              MESSAGE  TIMESTAMP (UTC)                CALL
 
     #[test]
     fn a_call_made_for_another_request_is_shown_to_who_submitted_a_part() {
-        let spans = || {
-            vec![
-                rpc(1).trace(1).of("writer", "SET").hosts("web-1", "web-1").at(0, 40_000).build(),
-                rpc(2).trace(2).of("writer", "SET").hosts("web-1", "web-1").at(10_000, 30_000).build(),
-                rpc(3)
-                    .trace(2)
-                    .under(2)
-                    .and_under(1)
-                    .by("writer")
-                    .hosts("web-1", "db-1")
-                    .at(20_000, 4_000)
-                    .build(),
-            ]
-        };
         let shape = |args: &str| {
-            let (result, out, _) = run(Memory::of(spans()), 80, &format!("trace {args} --format json"));
+            let (result, out, _) = run(Memory::of(gathered()), 80, &format!("trace {args} --format json"));
             assert!(result.is_ok(), "{result:?}");
             let rows: Vec<serde_json::Value> = serde_json::from_str(&out).expect("json");
             let of = |row: &serde_json::Value| {

@@ -22,7 +22,9 @@ use uuid::Uuid;
 
 use super::link::{self, away, connect, prepare, quoted, select};
 use super::tables::DAY_S;
-use crate::control::{AGENT_LIFE_S, AgentState, Control, Document, HOST_LIFE_S, HostMinute, random};
+use crate::control::{
+    AGENT_LIFE_S, AgentState, Control, Document, HOST_LIFE_S, HostMinute, of_text, random, to_text,
+};
 use crate::{Hosts, StoreError};
 
 /// Times that a write is tried whose fate is not known: two minutes of a partition that a hundred writers want.
@@ -268,7 +270,7 @@ impl Control for CassandraControl {
     }
 
     async fn report(&self, agent: &AgentState) -> Result<(), StoreError> {
-        let state = serde_json::to_string(agent).map_err(|error| StoreError::Other(error.into()))?;
+        let state = to_text(agent)?;
         let run_id = Uuid::from_u128(u128::from_str_radix(&agent.run_id, 16).unwrap_or(0));
         let values =
             (REGION, &agent.host, run_id, agent.started_unix_ns as i64, agent.seen_unix_ns as i64, state);
@@ -282,8 +284,7 @@ impl Control for CassandraControl {
         let mut agents: Vec<AgentState> = rows
             .iter()
             .filter(|(seen_ns, _)| *seen_ns as u64 >= since_ns)
-            // One that a newer dprof wrote in another way is left out rather than all of them.
-            .filter_map(|(_, state)| serde_json::from_str(state).ok())
+            .filter_map(|(_, state)| of_text(state))
             .collect();
         agents.sort_by(|a, b| {
             let newest_first = b.started_unix_ns.cmp(&a.started_unix_ns);
@@ -293,7 +294,7 @@ impl Control for CassandraControl {
     }
 
     async fn report_host(&self, minute: &HostMinute) -> Result<(), StoreError> {
-        let facts = serde_json::to_string(minute).map_err(|error| StoreError::Other(error.into()))?;
+        let facts = to_text(minute)?;
         let values = (day_of(minute.minute_unix_s), &minute.host, minute.minute_unix_s as i64, facts);
         let written = self.session.execute_unpaged(&self.report_host, values).await;
         written.map(drop).map_err(|error| away("write a host's minute", &error))
@@ -315,7 +316,7 @@ impl Control for CassandraControl {
             Ok::<_, StoreError>(rows)
         });
         let rows = try_join_all(reads).await?;
-        Ok(rows.iter().flatten().filter_map(|(facts,)| serde_json::from_str(facts).ok()).collect())
+        Ok(rows.iter().flatten().filter_map(|(facts,)| of_text(facts)).collect())
     }
 }
 

@@ -13,6 +13,8 @@ mod host;
 
 use async_trait::async_trait;
 use dprof_common::settings::Scope;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 pub use agent::{AgentState, Clock, ConfigState, ConfigStatus};
 pub(crate) use change::random;
@@ -24,6 +26,16 @@ use crate::{StoreError, StoreUrl, cassandra, sqlite};
 
 /// Agents that were not heard of for longer are forgotten, seconds.
 pub const AGENT_LIFE_S: u64 = 86_400;
+
+/// An agent's row, or a host's minute, as stores keep it.
+pub(crate) fn to_text<T: Serialize>(row: &T) -> Result<String, StoreError> {
+    serde_json::to_string(row).map_err(|error| StoreError::Other(error.into()))
+}
+
+/// What [`to_text`] made; `None` for what a newer dprof wrote in another way: it is left out rather than all.
+pub(crate) fn of_text<T: DeserializeOwned>(text: &str) -> Option<T> {
+    serde_json::from_str(text).ok()
+}
 
 /// The control side of a store.
 #[async_trait]

@@ -13,7 +13,9 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, TransactionBe
 use super::access::Access;
 use super::chunk::sqlite_error;
 use crate::StoreError;
-use crate::control::{AGENT_LIFE_S, AgentState, Control, Document, HOST_LIFE_S, HostMinute};
+use crate::control::{
+    AGENT_LIFE_S, AgentState, Control, Document, HOST_LIFE_S, HostMinute, of_text, to_text,
+};
 
 const FILE: &str = "control.db";
 /// `PRAGMA user_version`; newer ones are refused.
@@ -199,7 +201,7 @@ impl Control for SqliteControl {
     }
 
     async fn report(&self, agent: &AgentState) -> Result<(), StoreError> {
-        let state = serde_json::to_string(agent).map_err(|error| StoreError::Other(error.into()))?;
+        let state = to_text(agent)?;
         let forgotten_ns = agent.seen_unix_ns.saturating_sub(AGENT_LIFE_S * 1_000_000_000);
         self.write(|connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -220,12 +222,11 @@ impl Control for SqliteControl {
             )?;
             select.query_map([since_ns], |row| row.get(0))?.collect()
         })?;
-        // One that a newer dprof wrote in another way is left out rather than all of them.
-        Ok(texts.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
+        Ok(texts.iter().filter_map(|text| of_text(text)).collect())
     }
 
     async fn report_host(&self, minute: &HostMinute) -> Result<(), StoreError> {
-        let facts = serde_json::to_string(minute).map_err(|error| StoreError::Other(error.into()))?;
+        let facts = to_text(minute)?;
         let forgotten_s = minute.minute_unix_s.saturating_sub(HOST_LIFE_S);
         self.write(|connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -254,6 +255,6 @@ impl Control for SqliteControl {
             )?;
             select.query_map((host, bound(since_unix_s), bound(until_unix_s)), |row| row.get(0))?.collect()
         })?;
-        Ok(texts.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
+        Ok(texts.iter().filter_map(|text| of_text(text)).collect())
     }
 }

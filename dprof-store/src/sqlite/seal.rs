@@ -1,5 +1,5 @@
-//! Sealing: a chunk that takes no more spans gets indexes of all rows, its summary and filter, loses its write-ahead log, and is from
-//! then on an ordinary read-only SQLite file.
+//! Sealing: a chunk that takes no more spans gets indexes of all rows, its summary and filter, loses its write-ahead
+//! log, and is from then on an ordinary read-only SQLite file.
 //!
 //! On a thread of its own: reading the ids of a million spans takes some tenths of a second.
 

@@ -8,8 +8,8 @@
 //! knows its shortest, longest, earliest, latest). The filter on a row is exact where the row can tell and lets
 //! pass where it cannot. Then complete the best rows, look again at the merged spans, and accept those that
 //! still rank above everything that was not looked at. If too few are left, take as many more as the share of those
-//! accepted calls for. A merged span's
-//! rank is that of one of its rows (the one with the client half, else the server's), so nothing is missed.
+//! accepted calls for. A merged span's rank is that of one of its rows (the one with the client half, else the
+//! server's), so nothing is missed.
 //!
 //! Where most rows have one half and a filter concerns the other, that loop would look at everything, one by one;
 //! so when that takes too many rounds the one-sided rows of the window are loaded as a sorted table ([`Partners`]).
