@@ -25,6 +25,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+
 pub use credentials::Credentials;
 pub use hosts::Hosts;
 pub use packed::Packed;
@@ -434,31 +436,38 @@ pub trait Reader: Send + Sync {
     async fn runs(&self) -> Result<Vec<RunInfo>, StoreError>;
 }
 
+/// What a store will have answered. In a box, so that the driver's code under it is compiled here once and not again in
+/// every program that waits for it: the body of an `async fn` is compiled where it is polled.
+pub type Asked<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
 /// Opens a store for writing by the agent of `run`, which watches the network namespaces `netns` (inodes).
 ///
 /// Creates the store if there is none. Two agents may share a store, but not a network namespace:
 /// [`StoreError::Busy`]. [`Retention`] is for embedded stores; Cassandra's tables carry
 /// their own, and its writer connects later: it never fails here.
-#[allow(clippy::unused_async, reason = "asked of both stores alike; a later one may connect here")]
-pub async fn open_writer(
-    url: &StoreUrl,
-    run: &RunInfo,
+pub fn open_writer<'a>(
+    url: &'a StoreUrl,
+    run: &'a RunInfo,
     retention: Retention,
-    netns: &[u32],
-) -> Result<Box<dyn Writer>, StoreError> {
-    match url {
-        StoreUrl::Sqlite(dir) => sqlite::open_writer(dir, run, retention, netns),
-        StoreUrl::Cassandra { hosts, keyspace } => Ok(cassandra::open_writer(hosts, keyspace, run)),
-    }
+    netns: &'a [u32],
+) -> Asked<'a, Box<dyn Writer>> {
+    Box::pin(async move {
+        match url {
+            StoreUrl::Sqlite(dir) => sqlite::open_writer(dir, run, retention, netns),
+            StoreUrl::Cassandra { hosts, keyspace } => Ok(cassandra::open_writer(hosts, keyspace, run)),
+        }
+    })
 }
 
 /// Opens a store for reading; [`StoreError::NotFound`] if there is none, [`StoreError::Away`] within 5 s if it does
 /// not answer.
-pub async fn open_reader(url: &StoreUrl) -> Result<Box<dyn Reader>, StoreError> {
-    match url {
-        StoreUrl::Sqlite(dir) => sqlite::open_reader(dir),
-        StoreUrl::Cassandra { hosts, keyspace } => cassandra::open_reader(hosts, keyspace).await,
-    }
+pub fn open_reader(url: &StoreUrl) -> Asked<'_, Box<dyn Reader>> {
+    Box::pin(async move {
+        match url {
+            StoreUrl::Sqlite(dir) => sqlite::open_reader(dir),
+            StoreUrl::Cassandra { hosts, keyspace } => cassandra::open_reader(hosts, keyspace).await,
+        }
+    })
 }
 
 #[cfg(test)]

@@ -32,6 +32,8 @@ const KEEPALIVE_WITHIN: Duration = Duration::from_secs(2);
 /// Above the server's own two seconds for a write and its five for a read of something large.
 const REQUEST_WITHIN: Duration = Duration::from_secs(4);
 const METADATA_WITHIN: Duration = Duration::from_secs(2);
+/// How often nodes are asked whether they agree on the tables, after each change of them.
+const AGREEMENT_EVERY: Duration = Duration::from_millis(20);
 /// Another replica is asked when one has been silent for this long: above every ordinary answer's time.
 const SPECULATE_AFTER: Duration = Duration::from_millis(300);
 const SPECULATE_TIMES: usize = 2;
@@ -63,6 +65,8 @@ pub(super) async fn connect(hosts: &Hosts) -> Result<Session, StoreError> {
         .pool_size(PoolSize::PerHost(NonZeroUsize::new(CONNECTIONS_PER_NODE).expect("not zero")))
         // Only DDL and the partitioner need it, and a keyspace of somebody else's may be large.
         .fetch_schema_metadata(false)
+        .schema_agreement_interval(AGREEMENT_EVERY)
+        .refresh_metadata_on_auto_schema_agreement(false)
         .default_execution_profile_handle(profile.into_handle());
     if let Some((user, password)) = &credentials.login {
         builder = builder.user(user, password);

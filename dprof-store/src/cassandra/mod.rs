@@ -29,7 +29,7 @@ mod unpack;
 mod writer;
 
 use crate::control::Control;
-use crate::{Hosts, Reader, RunInfo, StoreError, StoreUrl, Writer};
+use crate::{Asked, Hosts, Reader, RunInfo, StoreError, StoreUrl, Writer};
 
 pub use admin::InitOptions;
 pub(crate) use batch_rows::Rows;
@@ -64,24 +64,30 @@ fn parts(url: &StoreUrl) -> Result<(&Hosts, &str), StoreError> {
 }
 
 /// Makes keyspace and tables unless they are there; what it did, in lines.
-pub async fn init(url: &StoreUrl, options: &InitOptions) -> Result<String, StoreError> {
-    let (hosts, keyspace) = parts(url)?;
-    admin::init(hosts, keyspace, options).await
+pub fn init<'a>(url: &'a StoreUrl, options: &'a InitOptions) -> Asked<'a, String> {
+    Box::pin(async move {
+        let (hosts, keyspace) = parts(url)?;
+        admin::init(hosts, keyspace, options).await
+    })
 }
 
 /// Brings the tables up to date and sets their life anew; what it did, in lines.
-pub async fn upgrade(url: &StoreUrl, options: &InitOptions) -> Result<String, StoreError> {
-    let (hosts, keyspace) = parts(url)?;
-    admin::upgrade(hosts, keyspace, options).await
+pub fn upgrade<'a>(url: &'a StoreUrl, options: &'a InitOptions) -> Asked<'a, String> {
+    Box::pin(async move {
+        let (hosts, keyspace) = parts(url)?;
+        admin::upgrade(hosts, keyspace, options).await
+    })
 }
 
 /// Schema, replication, consistency and the tables' life, in lines.
-pub async fn info(url: &StoreUrl) -> Result<String, StoreError> {
-    let (hosts, keyspace) = parts(url)?;
-    admin::info(hosts, keyspace).await
+pub fn info(url: &StoreUrl) -> Asked<'_, String> {
+    Box::pin(async move {
+        let (hosts, keyspace) = parts(url)?;
+        admin::info(hosts, keyspace).await
+    })
 }
 
 /// Runs one CQL statement; the names of the columns and the rows, tabs between columns; nothing if it has none.
-pub async fn cql(hosts: &Hosts, statement: &str) -> Result<Vec<String>, StoreError> {
-    admin::cql(hosts, statement).await
+pub fn cql<'a>(hosts: &'a Hosts, statement: &'a str) -> Asked<'a, Vec<String>> {
+    Box::pin(admin::cql(hosts, statement))
 }

@@ -22,7 +22,7 @@ pub use change::{Author, Change, ChangeError, change};
 pub use document::{BODY_BYTES_MAX, Document};
 pub use host::{HOST_LIFE_S, HostMinute};
 
-use crate::{StoreError, StoreUrl, cassandra, sqlite};
+use crate::{Asked, StoreError, StoreUrl, cassandra, sqlite};
 
 /// Agents that were not heard of for longer are forgotten, seconds.
 pub const AGENT_LIFE_S: u64 = 86_400;
@@ -82,9 +82,11 @@ pub async fn head(control: &dyn Control, scope: &Scope) -> Result<Document, Stor
 
 /// Opens the control side of a store. An embedded one that is not there yet is made if `create` says so, else
 /// [`StoreError::NotFound`].
-pub async fn open_control(url: &StoreUrl, create: bool) -> Result<Box<dyn Control>, StoreError> {
-    match url {
-        StoreUrl::Sqlite(dir) => sqlite::open_control(dir, create),
-        StoreUrl::Cassandra { hosts, keyspace } => cassandra::open_control(hosts, keyspace).await,
-    }
+pub fn open_control(url: &StoreUrl, create: bool) -> Asked<'_, Box<dyn Control>> {
+    Box::pin(async move {
+        match url {
+            StoreUrl::Sqlite(dir) => sqlite::open_control(dir, create),
+            StoreUrl::Cassandra { hosts, keyspace } => cassandra::open_control(hosts, keyspace).await,
+        }
+    })
 }
