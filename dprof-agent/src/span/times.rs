@@ -4,7 +4,7 @@
 //! it are exact even when the wall clock is stepped meanwhile.
 
 use dprof_common::event::ClockEvent;
-use dprof_common::model::{HalfTimes, Side};
+use dprof_common::model::{Half, HalfFlags, HalfTimes, Side};
 
 use super::Timed;
 
@@ -136,8 +136,34 @@ pub(crate) fn half_times(
     (times, contradictory)
 }
 
+/// Marks a departure that lies after the arrival at the other end, both halves being of one clock.
+///
+/// Bytes of one call leave when the windows of the connection let them, and the call's end knows only when the last of
+/// them left: of those before it that is an upper bound, which the arrival can disprove.
+pub(crate) fn mark_late_departures(client: &mut Half, server: &mut Half) {
+    let late = |left: [Option<u64>; 2], arrived: [Option<u64>; 2]| {
+        left.into_iter()
+            .zip(arrived)
+            .any(|pair| matches!(pair, (Some(left), Some(arrived)) if arrived < left))
+    };
+    let (asked, served) = (&client.times, &server.times);
+    if late(
+        [asked.request_first_ns, asked.request_last_ns],
+        [served.request_first_ns, served.request_last_ns],
+    ) {
+        client.flags.insert(HalfFlags::REQUEST_TIME_APPROXIMATE);
+    }
+    if late(
+        [served.response_first_ns, served.response_last_ns],
+        [asked.response_first_ns, asked.response_last_ns],
+    ) {
+        server.flags.insert(HalfFlags::RESPONSE_TIME_APPROXIMATE);
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::testing::half;
     use super::*;
 
     fn tick(monotonic_ns: u64, unix_ns: u64) -> ClockEvent {
@@ -165,6 +191,24 @@ mod tests {
         clock.tick(&tick(10_000_000, 11_000_000));
         // 100 ppm of 10 ms are 1 µs.
         assert_eq!(clock.offset().unix_ns(10_000_000), 11_000_000 - 100 + 1_000);
+    }
+
+    #[track_caller]
+    fn check_late(request: [u64; 2], response: [u64; 2], expected: [HalfFlags; 2]) {
+        let [mut client, mut server] = [half("a", "GET", 100, 100), half("a", "GET", 100, 100)];
+        (client.times.request_first_ns, server.times.request_first_ns) = (Some(request[0]), Some(request[1]));
+        (server.times.response_last_ns, client.times.response_last_ns) =
+            (Some(response[0]), Some(response[1]));
+        mark_late_departures(&mut client, &mut server);
+        assert_eq!([client.flags, server.flags], expected);
+    }
+
+    #[test]
+    fn a_departure_after_its_arrival_is_approximate() {
+        const EXACT: HalfFlags = HalfFlags(0);
+        check_late([10, 10], [20, 21], [EXACT, EXACT]);
+        check_late([11, 10], [20, 21], [HalfFlags::REQUEST_TIME_APPROXIMATE, EXACT]);
+        check_late([9, 10], [22, 21], [EXACT, HalfFlags::RESPONSE_TIME_APPROXIMATE]);
     }
 
     #[test]

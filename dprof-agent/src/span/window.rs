@@ -17,6 +17,8 @@ use dprof_common::model::{
 };
 use rustc_hash::FxHashMap;
 
+use super::times::mark_late_departures;
+
 /// How long the other half's first sight is waited for, unless the hold time is shorter: a thread that lost the
 /// CPU between call and hook is back after some scheduler periods, each a few milliseconds, many of them on an
 /// overloaded machine.
@@ -424,6 +426,9 @@ impl Window {
             client: node.client.map(|half| *half),
             server: node.server.map(|half| *half),
         };
+        if let (Some(client), Some(server)) = (&mut span.client, &mut span.server) {
+            mark_late_departures(client, server);
+        }
         if let Some(explicit) = node.explicit.filter(|explicit| *explicit != trace.id.0) {
             let text = TraceId(explicit).to_string();
             for half in span.client.iter_mut().chain(span.server.iter_mut()) {
