@@ -7,12 +7,14 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use dprof_common::model::{
     Edge, EdgeKey, EvidenceKind, Half, HalfFlags, HalfTimes, HostInfo, KeepReason, Link, MessageId,
     ProcessInfo, Rollup, RollupKey, RootKind, RunId, Side, Span, SpanFlags, SpanId, Status, TraceId,
 };
+use futures_util::{StreamExt as _, stream};
 
 use crate::{Answer, Batch, Order, Reader, RollupQuery, RunEdge, RunInfo, SpanQuery, Writer};
 
@@ -398,6 +400,14 @@ fn complete<T>(answer: Answer<T>) -> Vec<T> {
     answer.rows
 }
 
+/// Questions that are asked at once: a store elsewhere answers several in the time of one.
+const AT_ONCE: usize = 16;
+
+async fn ask_each<T>(items: impl IntoIterator<Item = T>, ask: impl AsyncFn(T)) {
+    let ask = &ask;
+    stream::iter(items).for_each_concurrent(AT_ONCE, |item| ask(item)).await;
+}
+
 /// Filters, orders, limits and ties: random questions give what plain code gives.
 pub async fn check_spans(fixture: &dyn Fixture, seed: u64) {
     let fleet = Fleet::generate(seed, 600);
@@ -405,16 +415,18 @@ pub async fn check_spans(fixture: &dyn Fixture, seed: u64) {
     let reader = fixture.reader().await;
     let merged = fleet.merged();
     let mut random = Random::new(seed);
-    let mut n_rows = 0;
-    for n in 0..200 {
-        let query = random_query(&mut random);
-        let rows = complete(reader.spans(&query).await.expect("answers"));
-        let expected = expected(&merged, &query);
-        n_rows += rows.len();
+    let queries: Vec<SpanQuery> = (0..200).map(|_| random_query(&mut random)).collect();
+    let n_rows = AtomicUsize::new(0);
+    ask_each(queries.iter().enumerate(), async |(n, query)| {
+        let rows = complete(reader.spans(query).await.expect("answers"));
+        let expected = expected(&merged, query);
+        n_rows.fetch_add(rows.len(), Ordering::Relaxed);
         let ids = |spans: &[Span]| spans.iter().map(|span| span.span_id).collect::<Vec<_>>();
         assert_eq!(ids(&rows), ids(&expected), "seed {seed}, question {n}: {query:?}");
         assert_eq!(rows, expected, "seed {seed}, question {n}: {query:?}");
-    }
+    })
+    .await;
+    let n_rows = n_rows.into_inner();
     assert!(n_rows > 1000, "the questions were not all empty: {n_rows} rows");
     let slow = reader.spans(&slowest(20)).await.expect("answers").rows;
     assert!(
@@ -438,15 +450,19 @@ pub async fn check_traces(fixture: &dyn Fixture, seed: u64) {
             traces.entry(*trace_id).or_default().push(span);
         }
     }
-    for (trace_id, spans) in &mut traces {
+    for spans in traces.values_mut() {
         spans.sort_by_key(|span| (span.start_ns(), span.span_id));
+    }
+    let (reader, traces) = (&*reader, &traces);
+    ask_each(traces, async |(trace_id, spans)| {
         let rows = complete(reader.trace(*trace_id).await.expect("answers"));
         assert_eq!(&rows, spans, "seed {seed}: trace {trace_id}");
-        for span in spans.iter() {
+        for span in spans {
             let found = reader.trace_of_span(span.span_id).await.expect("answers");
             assert_eq!(found, Some(*trace_id), "seed {seed}: span {}", span.span_id);
         }
-    }
+    })
+    .await;
     let fragments: BTreeSet<(TraceId, SpanId)> = fleet
         .batches
         .iter()
@@ -455,20 +471,22 @@ pub async fn check_traces(fixture: &dyn Fixture, seed: u64) {
         .map(|span| (span.trace_id, span.span_id))
         .collect();
     assert!(fragments.len() > 10, "the fleet has fragments");
-    for (fragment, span_id) in fragments {
+    ask_each(fragments, async |(fragment, span_id)| {
         let rows = complete(reader.trace(fragment).await.expect("answers"));
         assert_eq!(rows, traces[&fleet.trace_of[&span_id]], "seed {seed}: asked for fragment {fragment}");
-    }
+    })
+    .await;
 
     let stored: BTreeSet<TraceId> =
         fleet.batches.iter().flat_map(|(_, batch)| &batch.spans).map(|span| span.trace_id).collect();
-    for trace_id in traces.keys().take(60) {
+    ask_each(traces.keys().take(12), async |trace_id| {
         let long = trace_id.to_string();
         for digits in [1, 2, 5, 15, 16, 17, 20, 32] {
-            check_prefix(reader.as_ref(), &stored, &long[..digits]).await;
-            check_prefix(reader.as_ref(), &stored, &long[16..][..digits.min(16)]).await;
+            check_prefix(reader, &stored, &long[..digits]).await;
+            check_prefix(reader, &stored, &long[16..][..digits.min(16)]).await;
         }
-    }
+    })
+    .await;
     for prefix in ["", "x", "-1", "fffffffffffffffffffffffffffffffff", "ffffffffffffffffffffffffffffffff"] {
         assert_eq!(reader.traces_with_prefix(prefix, 10).await.expect("answers"), [], "{prefix}");
     }

@@ -73,7 +73,7 @@ const TIERS: &[Tier] = &[
         variable: Some("DPROF_TEST_ACCURACY"),
         ring: Ring::None,
     },
-    // The store's conformance suite, a hundred writers of one configuration, faults and the spool on one ring of three,
+    // The store's conformance suite, many writers of one configuration, faults and the spool on one ring of three,
     // which some tests stop.
     Tier {
         name: "cassandra",

@@ -16,7 +16,14 @@ use crate::{Reader, Retention, RunInfo, StoreUrl, Writer, open_reader, open_writ
 /// Names the contact points.
 const VARIABLE: &str = "DPROF_TEST_CASSANDRA";
 
-/// Clients of the hundred writers.
+/// Asks for the long forms of tests.
+const FULL: &str = "DPROF_TEST_FULL";
+
+/// Writers of one configuration at once: in the short form, and in the long one. Each that is first makes all others
+/// begin again, so the time grows with the square.
+const WRITERS: [usize; 2] = [24, 100];
+
+/// Clients of the writers.
 const CLIENTS: usize = 4;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -110,12 +117,13 @@ fn minutes_of_a_host_are_found_by_time() {
 }
 
 #[test]
-fn a_hundred_writers_lose_no_update_and_the_history_is_complete() {
+fn many_writers_at_once_lose_no_update_and_the_history_is_complete() {
     on_a_ring(|url| async move {
         // A few clients, as people have; each waits for its own writes only.
         let opened = (0..CLIENTS).map(|_| open_control(&url, false));
         let clients = futures_util::future::try_join_all(opened).await.expect("the ring is up");
-        let names: BTreeSet<String> = (0..100).map(|number| format!("writer-{number:03}")).collect();
+        let n_writers = WRITERS[usize::from(std::env::var_os(FULL).is_some())];
+        let names: BTreeSet<String> = (0..n_writers).map(|number| format!("writer-{number:03}")).collect();
         let writers = names.iter().enumerate().map(|(number, name)| {
             let client = &*clients[number % CLIENTS];
             control_conformance::write_one(client, name)
