@@ -145,7 +145,7 @@ pub mod gate {
     /// The choice of ports: whether there is one, and its number.
     pub const CHOICE: u64 = !WINDOW;
     /// Whether a choice lay between these words: what was judged under `before` was not judged under that.
-    #[inline(always)]
+    #[inline]
     pub const fn is_skipped(before: u64, now: u64) -> bool {
         (now & CHOICE & !PORTS).wrapping_sub(before & CHOICE & !PORTS) != HALF
     }
@@ -156,7 +156,7 @@ pub mod gate {
     pub const ENTRIES: u32 = (1 << 16) / PORTS_PER_ENTRY;
 
     /// Entry and bit of a port, under this word.
-    #[inline(always)]
+    #[inline]
     pub const fn place(word: u64, port: u16) -> (u32, u64) {
         let half = if word & HALF == 0 { 0 } else { ENTRIES };
         (half + port as u32 / PORTS_PER_ENTRY, 1 << (port as u32 % PORTS_PER_ENTRY))

@@ -15,7 +15,9 @@ const CGROUP_LEVELS_MAX: i32 = 8;
 #[inline(always)]
 pub(crate) fn socket_wanted<A: Access>(sock: TcpSock<A>, word: u64) -> bool {
     let filters = config!(filters);
-    if word & gate::PORTS != 0 && !port_wanted(sock.local_port(), word) && !port_wanted(sock.peer_port(), word)
+    if word & gate::PORTS != 0
+        && !port_wanted(sock.local_port(), word)
+        && !port_wanted(sock.peer_port(), word)
     {
         return false;
     }
