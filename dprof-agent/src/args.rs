@@ -6,6 +6,7 @@
 mod guard;
 mod keep;
 pub(crate) mod kept;
+mod limits;
 mod link;
 mod peers;
 
@@ -22,6 +23,7 @@ use self::guard::GuardArgs;
 use self::keep::KeepArgs;
 use self::kept::KeptArgs;
 pub use self::kept::RecordOptions;
+pub use self::limits::EngineLimits;
 use self::link::link_options;
 use self::peers::PeerArgs;
 pub use self::peers::Peers;
@@ -34,7 +36,7 @@ use crate::source::hooks::{Backend, Events};
 use crate::source::options::{KernelOptions, PAYLOAD_LIMIT_DEFAULT};
 use crate::source::plan::Wish;
 use crate::source::window::{DutyCycle, WINDOW_NS_DEFAULT, parse_ratio};
-use dprof_common::settings::{MAX_OPEN_NS, RING_BYTES, WINDOW_NS};
+use dprof_common::settings::{MAX_OPEN_NS, PORTS_MAX, Protocols, RING_BYTES, WINDOW_NS};
 
 /// Everything went well.
 pub const EXIT_OK: u8 = 0;
@@ -211,19 +213,6 @@ pub enum Input {
     Replay(PathBuf),
 }
 
-/// Limits of the engine that the configuration may change; `None` keeps the constant beside the stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EngineLimits {
-    /// Requests open at once.
-    pub open_requests_max: Option<usize>,
-    /// Halves and tree nodes held at once.
-    pub held_max: Option<usize>,
-    /// Connections known at once.
-    pub connections_max: Option<usize>,
-    /// How long a half waits for its tree, nanoseconds.
-    pub hold_ns: Option<u64>,
-}
-
 /// Everything that a run depends on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -243,6 +232,8 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// Spans of unknown protocols.
     pub unknown: bool,
+    /// Protocols that are looked into.
+    pub protocols: Protocols,
     /// Which traces are stored.
     pub keep: KeepOptions,
     /// Other agents that are told and heard.
@@ -373,6 +364,7 @@ fn options(args: RunArgs, config: Config, warnings: Vec<String>) -> Result<Optio
         host,
         labels,
         unknown: args.unknown || config.unknown,
+        protocols: args.kept.protocols(config.capture.protocols)?,
         link: link_options(&args.evidence, args.min_confidence)?,
         max_open_ns,
         limits: config.limits,
@@ -402,6 +394,9 @@ fn kernel_options(
         [] => filters.ports.clone(),
         ports => ports.iter().map(|port| parse_port(port)).collect::<Result<_, _>>()?,
     };
+    if ports.len() > PORTS_MAX {
+        return Err(format!("--port, filter.ports: {} ports: give at most {PORTS_MAX}", ports.len()));
+    }
     let cgroups = if args.cgroups.is_empty() { &filters.cgroups } else { &args.cgroups };
     let netns = if args.netns.is_empty() { &filters.netns } else { &args.netns };
     let ring_bytes = match &args.ring_bytes {
@@ -584,6 +579,10 @@ mod tests {
         assert_eq!(options.ports, [6379, 80, 443]);
         assert_eq!(options.pids, [1]);
         assert_eq!(options.ring_bytes, 8 << 20);
+        check_error(&format!("--port {}", vec!["80"; 1025].join(",")), "1025 ports: give at most 1024");
+        let protocols = parse_run("--protocols redis,http").map(|options| options.protocols.to_string());
+        assert_eq!(protocols, Ok("http,redis".to_owned()));
+        check_error("--protocols resp", "--protocols: 'resp' is no protocol, did you mean redis?");
         check_error("--port 0", "--port: '0' is not a port: give a number from 1 to 65535");
         check_error("--port 65536", "'65536' is not a port");
         check_error("--port http", "'http' is not a port");

@@ -253,7 +253,7 @@ fn check(file: File) -> Result<Config, String> {
     if file.filter.ports.contains(&0) {
         return Err("filter.ports: 0 is not a port: give numbers from 1 to 65535".to_owned());
     }
-    let limits = &file.limits;
+    let (limits, default) = (&file.limits, EngineLimits::DEFAULT);
     Ok(Config {
         store,
         store_credentials: file.store_credentials,
@@ -273,12 +273,15 @@ fn check(file: File) -> Result<Config, String> {
             .map(|bytes| check_ring_bytes("limits.ring_size", bytes))
             .transpose()?,
         limits: EngineLimits {
-            open_requests_max: check_count("limits.open_requests", limits.open_requests)?,
-            held_max: check_count("limits.held", limits.held)?,
-            connections_max: check_count("limits.connections", limits.connections)?,
+            open_requests_max: check_count("limits.open_requests", limits.open_requests)?
+                .unwrap_or(default.open_requests_max),
+            held_max: check_count("limits.held", limits.held)?.unwrap_or(default.held_max),
+            connections_max: check_count("limits.connections", limits.connections)?
+                .unwrap_or(default.connections_max),
             hold_ns: optional("limits.hold", limits.hold.as_deref(), parse_duration)?
                 .map(|ns| crate::args::check_duration_in("limits.hold", ns, HOLD_NS))
-                .transpose()?,
+                .transpose()?
+                .unwrap_or(default.hold_ns),
         },
         filters: Filters { ports: file.filter.ports, cgroups: file.filter.cgroups, netns: file.filter.netns },
         capture: check_capture(&file.capture)?,
@@ -418,6 +421,16 @@ mod tests {
         assert_eq!(capture("duty_cycle = 0.25").map(|capture| capture.ratio), Ok(Some(0.25)));
         let kept = capture("values = true\nkeys = \"hash\"").expect("valid").kept;
         assert_eq!(kept, crate::protocol::capture::Capture { values: true, keys: KeyCapture::Hash });
+        let protocols = |text: &str| capture(text).map(|capture| capture.protocols.to_string());
+        assert_eq!(protocols(""), Ok("all".to_owned()));
+        assert_eq!(protocols("protocols = \"all\""), Ok("all".to_owned()));
+        assert_eq!(protocols("protocols = \"redis, http\""), Ok("http,redis".to_owned()));
+        assert_eq!(protocols("protocols = [\"redis\"]"), Ok("redis".to_owned()));
+        check_error(
+            "[capture]\nprotocols = [\"resp\"]",
+            "capture.protocols: 'resp' is no protocol, did you mean",
+        );
+        check_error("[capture]\nprotocols = []", "capture.protocols: '' is no protocol");
         check_error("[capture]\nkeys = \"none\"", "capture.keys: 'none' is no way to keep keys");
         check_error("[capture]\nduty_cycle = 0", "capture.duty_cycle: '0' is no part of the whole");
         check_error("[capture]\nwindow = \"1ms\"", "capture.window");
@@ -476,10 +489,10 @@ mod tests {
         assert_eq!(
             config.limits,
             EngineLimits {
-                open_requests_max: Some(1000),
-                held_max: Some(2000),
-                connections_max: Some(3000),
-                hold_ns: Some(2_000_000_000)
+                open_requests_max: 1000,
+                held_max: 2000,
+                connections_max: 3000,
+                hold_ns: 2_000_000_000
             }
         );
         assert_eq!(config.filters.ports, [6379]);

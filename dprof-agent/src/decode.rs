@@ -7,7 +7,7 @@
 use bytemuck::{AnyBitPattern, pod_read_unaligned};
 use dprof_common::event::{
     Arrival, ArrivalsEvent, ClockEvent, CloseEvent, EventHeader, EventKind, FirstDepartureEvent, ListenEvent,
-    LostEvent, OpenEvent, RecvEvent, RetransmitEvent, SendEvent, WindowEvent,
+    LostEvent, OpenEvent, PortsEvent, RecvEvent, RetransmitEvent, SendEvent, WindowEvent,
 };
 use dprof_common::limits::ARRIVALS_MAX;
 use dprof_common::model::ProcessInfo;
@@ -39,6 +39,19 @@ pub enum Event<'a> {
     Lost(LostEvent),
     /// The capture window opened or closed.
     Window(WindowEvent),
+    /// Other ports are watched.
+    Ports(PortsEvent, Ports<'a>),
+}
+
+/// The ports of a [`PortsEvent`], still in the block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports<'a>(&'a [u8]);
+
+impl Ports<'_> {
+    /// One after the other.
+    pub fn iter(&self) -> impl Iterator<Item = u16> {
+        self.0.chunks_exact(size_of::<u16>()).map(pod_read_unaligned)
+    }
 }
 
 /// The filled entries of an [`ArrivalsEvent`], still in the block: most are looked at once, and 272 bytes need
@@ -94,6 +107,7 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, DecodeError> {
         EventKind::Clock => Event::Clock(fixed(record)?),
         EventKind::Lost => Event::Lost(fixed(record)?),
         EventKind::Window => Event::Window(fixed(record)?),
+        EventKind::Ports => Event::Ports(fixed(record)?, Ports(ports(record)?)),
     })
 }
 
@@ -115,6 +129,12 @@ fn arrivals(record: &[u8]) -> Result<Arrivals<'_>, DecodeError> {
     let filled = (header.size as usize).min(ARRIVALS_MAX) * size_of::<Arrival>();
     let entries = record.get(ENTRIES_AT..ENTRIES_AT + filled).ok_or(DecodeError::Short)?;
     Ok(Arrivals { sock, entries })
+}
+
+fn ports(record: &[u8]) -> Result<&[u8], DecodeError> {
+    let header: EventHeader = fixed(record)?;
+    let at = size_of::<PortsEvent>();
+    record.get(at..at + usize::from(header.payload_len)).ok_or(DecodeError::Short)
 }
 
 fn process(record: &[u8]) -> Result<ProcessInfo, DecodeError> {
@@ -161,16 +181,15 @@ mod tests {
         for len in 0..record.len() {
             check(&record[..len], Err(DecodeError::Short));
         }
-        for kind in [0, 9, 63, 68, 255] {
+        for kind in [0, 9, 63, 69, 255] {
             check(&[kind; 300], Err(DecodeError::UnknownKind(kind)));
         }
     }
 
     #[test]
     fn every_kind_decodes_at_exactly_its_size() {
-        for (kind, size) in
-            [(1, 136), (2, 40), (3, 48), (4, 56), (6, 40), (7, 24), (8, 32), (65, 24), (66, 24), (67, 16)]
-        {
+        let sizes = [(1, 136), (2, 40), (3, 48), (4, 56), (6, 40), (7, 24), (8, 32), (65, 24), (66, 24)];
+        for (kind, size) in sizes.into_iter().chain([(67, 16), (68, 16)]) {
             let mut record = vec![0; size];
             record[0] = kind;
             assert!(decode(&record).is_ok(), "kind {kind}");
@@ -189,6 +208,22 @@ mod tests {
         event.header.size = u32::MAX;
         let Ok(Event::Arrivals(arrivals)) = decode(bytes_of(&event)) else { panic!("not arrivals") };
         assert_eq!(arrivals.iter().count(), ARRIVALS_MAX);
+    }
+
+    #[test]
+    fn ports_are_as_many_as_the_header_says() {
+        let record = |payload_len: u16, ports: &[u8]| {
+            let header = EventHeader { kind: EventKind::Ports as u8, payload_len, ..EventHeader::default() };
+            [bytes_of(&PortsEvent { header, time_ns: 5 }), ports].concat()
+        };
+        let six = record(4, &[80, 0, 235, 24, 9, 9]);
+        let Ok(Event::Ports(event, ports)) = decode(&six) else { panic!("not ports") };
+        assert_eq!((event.time_ns, ports.iter().collect::<Vec<_>>()), (5, vec![80, 6379]));
+        check(&record(4, &[80, 0, 235]), Err(DecodeError::Short));
+        // Half a port is none.
+        let odd = record(3, &[80, 0, 235]);
+        let Ok(Event::Ports(_, ports)) = decode(&odd) else { panic!("not ports") };
+        assert_eq!(ports.iter().collect::<Vec<_>>(), [80]);
     }
 
     #[test]

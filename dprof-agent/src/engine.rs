@@ -11,15 +11,18 @@ mod halves;
 mod messages;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use dprof_common::drop_reason::DropReason;
 use dprof_common::model::{Edge, HostInfo, KeepReason, ProcessInfo, Rollup, Span, SpanId};
+use dprof_common::settings::Protocols;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 pub use self::counters::EngineCounters;
+use crate::args::EngineLimits;
 use crate::decode::{Event, decode};
 use crate::edges::Edges;
 use crate::keep::{KeepOptions, Keeper, Word};
@@ -33,7 +36,8 @@ use crate::source::Block;
 use crate::span::open::OpenTable;
 use crate::span::times::Clock;
 use crate::span::window::{SETTLE_NS, Window};
-use crate::stream::socket::{Grammar, Socket};
+use crate::stream::socket::Socket;
+use crate::stream::speech::Grammar;
 
 /// What the engine is told once. Every limit has a constant with its reason beside the stage that keeps it.
 #[derive(Clone, Debug)]
@@ -150,6 +154,10 @@ pub struct Engine {
 /// Links are final within this part of the hold time, so that a decision to keep a trace still finds its spans.
 const LINK_SHARE: u64 = 3;
 
+fn link_wait_ns(hold_ns: u64) -> u64 {
+    (hold_ns / LINK_SHARE).min(SETTLE_NS)
+}
+
 /// Turns, time-outs and minutes are looked at this often, nanoseconds of event time.
 const TICK_NS: u64 = 100_000_000;
 
@@ -162,7 +170,12 @@ impl Engine {
     /// An engine that knows these protocols only.
     pub fn with_protocols(config: EngineConfig, protocols: &'static [&'static dyn Protocol]) -> Self {
         Self {
-            grammar: Grammar { protocols, unknown: config.unknown, capture: Capture::default() },
+            grammar: Grammar {
+                protocols,
+                chosen: Protocols::ALL,
+                unknown: config.unknown,
+                capture: Capture::default(),
+            },
             clock: Clock::new(config.clock_offset_ns, config.clock_drift_ppm),
             sockets: FxHashMap::default(),
             held: Vec::new(),
@@ -173,7 +186,7 @@ impl Engine {
             listeners: FxHashSet::default(),
             local_addresses: FxHashSet::default(),
             open: OpenTable::default(),
-            linker: Linker::new(config.link, (config.hold_ns / LINK_SHARE).min(SETTLE_NS)),
+            linker: Linker::new(config.link, link_wait_ns(config.hold_ns)),
             window: Window::new(config.hold_ns, config.held_max),
             keeper: Keeper::new(KeepOptions::default(), config.hold_ns, config.held_max),
             settled: Vec::new(),
@@ -197,6 +210,13 @@ impl Engine {
         self
     }
 
+    /// Which protocols are looked into.
+    #[must_use]
+    pub const fn with_chosen(mut self, protocols: Protocols) -> Self {
+        self.grammar.chosen = protocols;
+        self
+    }
+
     /// Which traces are given out.
     #[must_use]
     pub fn with_keep(mut self, options: KeepOptions) -> Self {
@@ -205,14 +225,28 @@ impl Engine {
     }
 
     /// Obeys these settings from now on. Spans that wait for a word are judged by them too.
-    pub fn obey(&mut self, settings: &Settings) {
+    pub fn obey(&mut self, settings: &Settings, out: &mut Output) {
         self.keeper.set_options(settings.keep.clone());
         self.config.max_open_ns = settings.max_open_ns;
+        self.set_limits(settings.limits);
         self.grammar.unknown = settings.unknown;
+        self.choose_protocols(settings.protocols, out);
         if self.grammar.capture != settings.capture {
             self.grammar.capture = settings.capture;
             self.sockets.values_mut().for_each(|socket| socket.set_capture(settings.capture));
         }
+    }
+
+    /// Holds other limits from now on. What is beyond a lower one goes when the next comes, the oldest first; what
+    /// waits already waits for as long as it was to.
+    fn set_limits(&mut self, limits: EngineLimits) {
+        let EngineLimits { open_requests_max, held_max, connections_max, hold_ns } = limits;
+        let config = &mut self.config;
+        (config.open_requests_max, config.connections_max) = (open_requests_max, connections_max);
+        (config.held_max, config.hold_ns) = (held_max, hold_ns);
+        self.linker.set_wait(link_wait_ns(hold_ns));
+        self.window.set_limits(hold_ns, held_max);
+        self.keeper.set_limits(hold_ns, held_max);
     }
 
     /// A word of another agent about an RPC of which each sees one end.
@@ -383,6 +417,7 @@ impl Engine {
                 self.seen_since_ns.get_or_insert(clock.monotonic_ns);
             }
             Event::Window(edge) => self.edge(&edge, out),
+            Event::Ports(event, ports) => self.choose_ports(&event, ports, out),
             Event::Lost(lost) => {
                 let loses_event = DropReason::ALL
                     .into_iter()

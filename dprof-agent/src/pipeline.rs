@@ -280,12 +280,7 @@ fn read(
         for order in told.try_iter() {
             match order {
                 ToSource::PayloadLimit(sock, bytes) => source.set_payload_limit(sock, bytes),
-                // Who asked may have gone away.
-                ToSource::Capture(duty_cycle, rules, done) => {
-                    source.set_service_rules(&rules);
-                    let set = source.set_duty_cycle(&duty_cycle).map_err(|error| format!("{error:#}"));
-                    let _ = done.send(set);
-                }
+                ToSource::Capture(order) => order.tell(&mut *source),
             }
         }
         // What was in the ring when the stop came is taken too: until it is empty, or, under a load that never
@@ -370,7 +365,7 @@ impl EngineTask {
                         let _ = answer.send(self.engine.counters());
                     }
                     Question::Obey { settings, done } => {
-                        self.engine.obey(&settings);
+                        self.engine.obey(&settings, &mut out);
                         let _ = done.send(());
                     }
                 }

@@ -130,6 +130,7 @@ fn run(options: &Options) -> anyhow::Result<u8> {
         };
         let engine = Engine::new(engine_config(options, &info))
             .with_capture(options.capture)
+            .with_chosen(options.protocols)
             .with_keep(options.keep.clone());
         let peers = match &peers {
             None => None,
@@ -375,10 +376,10 @@ fn engine_config(options: &Options, info: &RunInfo) -> EngineConfig {
         }),
         unknown: options.unknown,
         max_open_ns: options.max_open_ns,
-        hold_ns: limits.hold_ns.unwrap_or(HOLD_NS),
-        open_requests_max: limits.open_requests_max.unwrap_or(OPEN_REQUESTS_MAX),
-        held_max: limits.held_max.unwrap_or(HELD_MAX),
-        connections_max: limits.connections_max.unwrap_or(CONNECTIONS_MAX),
+        hold_ns: limits.hold_ns,
+        open_requests_max: limits.open_requests_max,
+        held_max: limits.held_max,
+        connections_max: limits.connections_max,
         clock_offset_ns: options.clock_offset_ns,
         clock_drift_ppm: options.clock_drift_ppm,
         link: options.link,

@@ -7,16 +7,15 @@ use std::collections::BTreeMap;
 use std::str::FromStr as _;
 
 use dprof_common::settings::{
-    Applies, KEYS, Scope, Scoped, ServiceName, Values, effective, parse_ports, parse_service_names,
-    service_names_text,
+    Applies, KEYS, Protocols, Scope, Scoped, ServiceName, Values, effective, parse_ports, parse_protocols,
+    parse_service_names, service_names_text,
 };
 use dprof_common::units::{parse_bytes, parse_duration, parse_part};
 use dprof_store::Retention;
 
-use crate::args::{Input, Options};
+use crate::args::{EngineLimits, Input, Options};
 use crate::keep::{KeepOptions, Triggers};
 use crate::protocol::capture::{Capture, KeyCapture};
-use crate::run::{CONNECTIONS_MAX, HELD_MAX, HOLD_NS, OPEN_REQUESTS_MAX};
 use crate::source::process::ServiceRule;
 use crate::source::window::{DutyCycle, WINDOW_NS_DEFAULT};
 
@@ -33,10 +32,16 @@ pub struct Settings {
     pub capture: Capture,
     /// `capture.unknown`
     pub unknown: bool,
+    /// `capture.protocols`
+    pub protocols: Protocols,
+    /// `filter.ports`; empty = all
+    pub ports: Vec<u16>,
     /// `service.names`
     pub service_rules: Vec<ServiceRule>,
     /// `limits.max_open`
     pub max_open_ns: u64,
+    /// The rest of `limits.*` but the ring's size
+    pub limits: EngineLimits,
     /// `retention.*`
     pub retention: Retention,
 }
@@ -75,7 +80,10 @@ impl Settings {
             service_rules: kernel.map_or_else(Vec::new, |kernel| kernel.service_rules.clone()),
             capture: options.capture,
             unknown: options.unknown,
+            protocols: options.protocols,
+            ports: kernel.map_or_else(Vec::new, |kernel| kernel.ports.clone()),
             max_open_ns: options.max_open_ns,
+            limits: options.limits,
             retention: options.retention,
         }
     }
@@ -86,10 +94,13 @@ impl Settings {
         if let Input::Kernel(kernel) = &mut options.input {
             kernel.duty_cycle = self.duty_cycle;
             kernel.service_rules.clone_from(&self.service_rules);
+            kernel.ports.clone_from(&self.ports);
         }
         options.capture = self.capture;
         options.unknown = self.unknown;
+        options.protocols = self.protocols;
         options.max_open_ns = self.max_open_ns;
+        options.limits = self.limits;
         options.retention = self.retention;
     }
 
@@ -117,7 +128,14 @@ impl Settings {
         place.put("capture.values", str::parse, &mut settings.capture.values);
         place.put("capture.keys", KeyCapture::from_str, &mut settings.capture.keys);
         place.put("capture.unknown", str::parse, &mut settings.unknown);
+        place.put("capture.protocols", parse_protocols, &mut settings.protocols);
+        place.put("filter.ports", |text| parse_ports(text).ok_or(()), &mut settings.ports);
         place.put("limits.max_open", parse_duration, &mut settings.max_open_ns);
+        let limits = &mut settings.limits;
+        place.put("limits.hold", parse_duration, &mut limits.hold_ns);
+        place.put("limits.open_requests", str::parse, &mut limits.open_requests_max);
+        place.put("limits.held", str::parse, &mut limits.held_max);
+        place.put("limits.connections", str::parse, &mut limits.connections_max);
         let rules = |text: &str| {
             let names = parse_service_names(text).ok_or(())?;
             Ok::<_, ()>(names.into_iter().map(ServiceRule::from).collect())
@@ -140,24 +158,26 @@ fn put_triggers(place: &Place<'_>, triggers: &mut Triggers) {
 pub fn configure_start(options: &mut Options, scoped: &Scoped, host: &str) {
     let place = Place { scoped, host, service: None };
     if let Input::Kernel(kernel) = &mut options.input {
-        place.put("filter.ports", |text| parse_ports(text).ok_or(()), &mut kernel.ports);
         let ring = |text: &str| parse_bytes(text).map(|bytes| bytes as u32);
         place.put("limits.ring_size", ring, &mut kernel.ring_bytes);
     }
-    let limits = &mut options.limits;
-    let count = |text: &str| text.parse().map(Some);
-    place.put("limits.hold", |text| parse_duration(text).map(Some), &mut limits.hold_ns);
-    place.put("limits.open_requests", count, &mut limits.open_requests_max);
-    place.put("limits.held", count, &mut limits.held_max);
-    place.put("limits.connections", count, &mut limits.connections_max);
 }
 
 /// Every key as the options have it.
 pub fn values(options: &Options) -> Values {
-    let Settings { keep, duty_cycle, capture, unknown, service_rules, max_open_ns, retention } =
-        Settings::of(options);
+    let Settings {
+        keep,
+        duty_cycle,
+        capture,
+        unknown,
+        protocols,
+        ports,
+        service_rules,
+        max_open_ns,
+        limits,
+        retention,
+    } = Settings::of(options);
     let service_names: Vec<ServiceName> = service_rules.iter().map(ServiceName::from).collect();
-    let limits = &options.limits;
     let mut values: BTreeMap<&str, String> = BTreeMap::from([
         ("trace.keep_ratio", keep.ratio.to_string()),
         ("trace.keep_slow", keep.slow.to_string()),
@@ -168,17 +188,18 @@ pub fn values(options: &Options) -> Values {
         ("capture.values", capture.values.to_string()),
         ("capture.keys", if capture.keys == KeyCapture::Hash { "hash" } else { "plain" }.to_owned()),
         ("capture.unknown", unknown.to_string()),
+        ("capture.protocols", protocols.to_string()),
         ("service.names", service_names_text(&service_names)),
         ("limits.max_open", exact_duration(max_open_ns)),
         ("retention.max_age", exact_duration(retention.max_age_s.saturating_mul(SECOND_NS))),
         ("retention.max_size", exact_bytes(retention.max_bytes)),
-        ("limits.hold", exact_duration(limits.hold_ns.unwrap_or(HOLD_NS))),
-        ("limits.open_requests", limits.open_requests_max.unwrap_or(OPEN_REQUESTS_MAX).to_string()),
-        ("limits.held", limits.held_max.unwrap_or(HELD_MAX).to_string()),
-        ("limits.connections", limits.connections_max.unwrap_or(CONNECTIONS_MAX).to_string()),
+        ("limits.hold", exact_duration(limits.hold_ns)),
+        ("limits.open_requests", limits.open_requests_max.to_string()),
+        ("limits.held", limits.held_max.to_string()),
+        ("limits.connections", limits.connections_max.to_string()),
     ]);
     if let Input::Kernel(kernel) = &options.input {
-        let ports: Vec<String> = kernel.ports.iter().map(u16::to_string).collect();
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
         values.insert("filter.ports", if ports.is_empty() { "all".to_owned() } else { ports.join(",") });
         values.insert("limits.ring_size", exact_bytes(u64::from(kernel.ring_bytes)));
     }
@@ -190,8 +211,6 @@ pub fn at_restart(started_with: &Values, scoped: &Scoped, host: &str) -> Vec<Str
     let place = Place { scoped, host, service: None };
     let is_other = |name: &str, text: &str| match (name, started_with.get(name)) {
         (_, None) => false,
-        ("filter.ports", Some(started)) => parse_ports(text) != parse_ports(started),
-        ("limits.hold", Some(started)) => parse_duration(text) != parse_duration(started),
         (_, Some(started)) => parse_bytes(text) != parse_bytes(started),
     };
     KEYS.iter()
@@ -306,18 +325,43 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_the_start_change_the_options_and_are_due_until_a_restart() {
+    fn the_rings_size_changes_the_options_and_is_due_until_a_restart() {
         let mut options = options("--port 6379");
         let started_with = values(&options);
-        let configured = scoped(
-            "cluster filter.ports=80,443 limits.held=20000 limits.hold=2s limits.ring_size=8MiB \
-             limits.connections=16384",
-        );
+        let configured = scoped("cluster filter.ports=80,443 limits.held=20000 limits.ring_size=8MiB");
         let due = at_restart(&started_with, &configured, "web-1");
-        assert_eq!(due, ["filter.ports", "limits.hold", "limits.held", "limits.ring_size"]);
+        assert_eq!(due, ["limits.ring_size"]);
         configure_start(&mut options, &configured, "web-1");
         assert_eq!(at_restart(&values(&options), &configured, "web-1"), [""; 0]);
-        assert!(matches!(&options.input, Input::Kernel(kernel) if kernel.ports == [80, 443]));
-        assert!(key("filter.ports").is_some_and(|key| key.applies == Applies::AtStart));
+        assert!(matches!(&options.input, Input::Kernel(kernel) if kernel.ring_bytes == 8 << 20));
+        assert!(key("limits.ring_size").is_some_and(|key| key.applies == Applies::AtStart));
+    }
+
+    #[test]
+    fn ports_protocols_and_limits_are_those_of_the_start_until_others_are_configured() {
+        let base = Settings::of(&options("--port 6379,80 --protocols redis,http"));
+        assert_eq!(
+            (base.ports.as_slice(), base.protocols.to_string()),
+            (&[6379, 80][..], "http,redis".to_owned())
+        );
+        assert_eq!(base.limits, EngineLimits::DEFAULT);
+        let configured = scoped(
+            "cluster filter.ports=443 capture.protocols=memcached limits.hold=2s limits.open_requests=1000 \
+             limits.held=2000 limits.connections=3000;host:web-1 filter.ports=all",
+        );
+        let settings = base.configured(&configured, "web-1");
+        assert_eq!((settings.ports.len(), settings.protocols.to_string()), (0, "memcached".to_owned()));
+        let limits = EngineLimits {
+            open_requests_max: 1000,
+            held_max: 2000,
+            connections_max: 3000,
+            hold_ns: 2 * SECOND_NS,
+        };
+        assert_eq!(settings.limits, limits);
+        assert_eq!(base.configured(&configured, "web-2").ports, [443]);
+        // A run that starts with them.
+        let mut options = options("--port 6379");
+        settings.put(&mut options);
+        assert_eq!(Settings::of(&options), settings);
     }
 }

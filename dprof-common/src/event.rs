@@ -41,6 +41,8 @@ pub enum EventKind {
     Lost = 66,
     /// User space: the capture window opened or closed: [`WindowEvent`].
     Window = 67,
+    /// User space: other ports are watched: [`PortsEvent`], then the ports.
+    Ports = 68,
 }
 
 impl EventKind {
@@ -59,6 +61,7 @@ impl EventKind {
             65 => Self::Clock,
             66 => Self::Lost,
             67 => Self::Window,
+            68 => Self::Ports,
             _ => return None,
         })
     }
@@ -88,6 +91,10 @@ pub mod flag {
     pub const GONE: u8 = 1 << 7;
     /// Window: it opened; without it, it closed.
     pub const OPENED: u8 = 1 << 0;
+    /// Ports: the programs were told a moment ago, and records from before may follow; without it, none do.
+    pub const BEGINS: u8 = 1 << 0;
+    /// Ports: all.
+    pub const ALL: u8 = 1 << 1;
 }
 
 /// Start of every record, 8 bytes.
@@ -312,6 +319,20 @@ pub struct WindowEvent {
     pub time_ns: u64,
 }
 
+/// Only connections with one of these ports are watched from now on. 16 bytes, then a `u16` per port.
+///
+/// There are two of each change: one right after the programs were told (flag `BEGINS`), since what appears from then on
+/// may be older, and one when all that they wrote before has been read.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+pub struct PortsEvent {
+    /// Kind `Ports`; flags `BEGINS`, `ALL`; `size` unused.
+    pub header: EventHeader,
+    /// When the programs were told.
+    pub time_ns: u64,
+}
+
 // The layouts are a wire format (recordings): a change of size is a new recording version.
 const _: () = {
     use core::mem::size_of;
@@ -327,4 +348,5 @@ const _: () = {
     assert!(size_of::<ClockEvent>() == 24);
     assert!(size_of::<LostEvent>() == 24);
     assert!(size_of::<WindowEvent>() == 16);
+    assert!(size_of::<PortsEvent>() == 16);
 };

@@ -132,10 +132,39 @@ impl Offsets {
     };
 }
 
-/// Bits of [`ProbeConfig::filters`]: which filter maps are asked.
-pub mod filter {
+/// The word that the kernel programs ask first, one load: whether data is captured now, and which ports. A socket
+/// remembers the word that it was last judged by, so that one comparison tells it that either changed.
+pub mod gate {
+    /// Number of the capture window; 0 = closed.
+    pub const WINDOW: u64 = u32::MAX as u64;
     /// Only sockets whose local or peer port is in `FILTER_PORTS`.
-    pub const PORTS: u32 = 1 << 0;
+    pub const PORTS: u64 = 1 << 32;
+    /// Which half of `FILTER_PORTS` is meant: the other one is free to be written. The lowest bit of the number of
+    /// the choice of ports.
+    pub const HALF: u64 = 1 << 33;
+    /// The choice of ports: whether there is one, and its number.
+    pub const CHOICE: u64 = !WINDOW;
+    /// Whether a choice lay between these words: what was judged under `before` was not judged under that.
+    #[inline]
+    pub const fn is_skipped(before: u64, now: u64) -> bool {
+        (now & CHOICE & !PORTS).wrapping_sub(before & CHOICE & !PORTS) != HALF
+    }
+
+    /// Ports per entry of `FILTER_PORTS`, a bit each.
+    pub const PORTS_PER_ENTRY: u32 = 64;
+    /// Entries of a half of `FILTER_PORTS`.
+    pub const ENTRIES: u32 = (1 << 16) / PORTS_PER_ENTRY;
+
+    /// Entry and bit of a port, under this word.
+    #[inline]
+    pub const fn place(word: u64, port: u16) -> (u32, u64) {
+        let half = if word & HALF == 0 { 0 } else { ENTRIES };
+        (half + port as u32 / PORTS_PER_ENTRY, 1 << (port as u32 % PORTS_PER_ENTRY))
+    }
+}
+
+/// Bits of [`ProbeConfig::filters`]: which filter maps are asked. What of ports, [`gate`] says.
+pub mod filter {
     /// Only threads whose process is in `FILTER_PIDS`.
     pub const PIDS: u32 = 1 << 1;
     /// Only threads whose cgroup is in `FILTER_CGROUPS`.

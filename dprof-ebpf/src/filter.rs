@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
-use dprof_common::probe_config::filter;
+use dprof_common::probe_config::{filter, gate};
 
 use crate::access::Access;
 use crate::maps::{FILTER_CGROUPS, FILTER_NETNS, FILTER_PIDS, FILTER_PORTS, config};
@@ -11,16 +11,15 @@ use crate::sock::TcpSock;
 /// Depth to which a thread's cgroups are asked: deeper trees than systemd with containers in pods are rare.
 const CGROUP_LEVELS_MAX: i32 = 8;
 
-/// Filters on what a socket is, asked once per socket.
+/// Filters on what a socket is, asked once per socket and choice of ports.
 #[inline(always)]
-pub(crate) fn socket_wanted<A: Access>(sock: TcpSock<A>) -> bool {
+pub(crate) fn socket_wanted<A: Access>(sock: TcpSock<A>, word: u64) -> bool {
     let filters = config!(filters);
-    if filters & filter::PORTS != 0 {
-        let (local, peer) = (sock.local_port(), sock.peer_port());
-        // SAFETY: only whether the key is there is asked.
-        if unsafe { FILTER_PORTS.get(&local).is_none() && FILTER_PORTS.get(&peer).is_none() } {
-            return false;
-        }
+    if word & gate::PORTS != 0
+        && !port_wanted(sock.local_port(), word)
+        && !port_wanted(sock.peer_port(), word)
+    {
+        return false;
     }
     if filters & filter::NETNS != 0 {
         let netns = sock.netns();
@@ -30,6 +29,12 @@ pub(crate) fn socket_wanted<A: Access>(sock: TcpSock<A>) -> bool {
         }
     }
     true
+}
+
+#[inline(always)]
+fn port_wanted(port: u16, word: u64) -> bool {
+    let (entry, bit) = gate::place(word, port);
+    FILTER_PORTS.get(entry).is_some_and(|bits| bits & bit != 0)
 }
 
 /// Process and thread id if the running thread is watched: never the agent itself.

@@ -8,7 +8,7 @@ use aya_ebpf::macros::btf_map;
 use dprof_common::drop_reason::DropReason;
 use dprof_common::event::RecvEvent;
 use dprof_common::limits::{ARRIVALS_MAX, PAYLOAD_BYTES_MAX, SOCKETS_MAX};
-use dprof_common::probe_config::ProbeConfig;
+use dprof_common::probe_config::{ProbeConfig, gate};
 
 use crate::emit::STAMP_BYTES;
 
@@ -96,21 +96,27 @@ pub(crate) static LIMITS: LruHashMap<u64, u32, 16384> = LruHashMap::new();
 #[btf_map]
 pub(crate) static LIMITS_GENERATION: Array<u32, 1> = Array::new();
 
-/// The capture window: 0 = closed, else its number. Turned by the agent, asked first by every program on data.
+/// Capture window and choice of ports ([`gate`]). Turned by the agent, asked first by every program on data.
 #[btf_map]
-pub(crate) static WINDOW: Array<u32, 1> = Array::new();
+pub(crate) static GATE: Array<u64, 1> = Array::new();
 
-/// Number of the open capture window; `None` = none is open.
+/// The word of [`GATE`]; 0 if there is none.
 #[inline(always)]
-pub(crate) fn open_window() -> Option<u32> {
+pub(crate) fn gate_word() -> u64 {
     // The verifier turns this look-up into plain loads (all kernels).
-    let window = *WINDOW.get(0)?;
-    if window == 0 { None } else { Some(window) }
+    GATE.get(0).map_or(0, |word| *word)
 }
 
-/// Ports, local or peer, host order, under filter `PORTS`.
+/// The word of [`GATE`] while a capture window is open; `None` = none is.
+#[inline(always)]
+pub(crate) fn open_gate() -> Option<u64> {
+    let word = gate_word();
+    if word & gate::WINDOW == 0 { None } else { Some(word) }
+}
+
+/// Ports, local or peer, a bit each: two halves, of which the word of [`GATE`] names one.
 #[btf_map]
-pub(crate) static FILTER_PORTS: HashMap<u16, u8, 1024> = HashMap::new();
+pub(crate) static FILTER_PORTS: Array<u64, { 2 * gate::ENTRIES as usize }> = Array::new();
 
 /// Processes under filter `PIDS`.
 #[btf_map]
@@ -187,10 +193,8 @@ pub(crate) struct SockState {
     pub(crate) ports: u32,
     /// What the running read has taken of `segments`.
     pub(crate) taken: u32,
-    /// Capture window in which this was brought up to date.
-    pub(crate) window: u32,
-    /// Explicit padding.
-    pub(crate) padding: u32,
+    /// Word of [`GATE`] under which this was brought up to date.
+    pub(crate) gate: u64,
     pub(crate) segments: [Segment; ARRIVALS_MAX],
 }
 
@@ -214,8 +218,7 @@ impl SockState {
         sent_seq: 0,
         ports: 0,
         taken: 0,
-        window: 0,
-        padding: 0,
+        gate: 0,
         segments: [Segment { time_ns: 0, end_seq: 0, merged: 0 }; ARRIVALS_MAX],
     };
 }
@@ -230,10 +233,8 @@ pub(crate) struct Call {
     pub(crate) done: u32,
     /// Non-zero: its data lies in its buffers.
     pub(crate) may_read: u32,
-    /// Capture window in which it began.
-    pub(crate) window: u32,
-    /// Explicit padding.
-    pub(crate) padding: u32,
+    /// Word of [`GATE`] under which it began.
+    pub(crate) gate: u64,
 }
 
 /// Bytes of the largest record without payload.

@@ -11,6 +11,7 @@ use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_socket_coo
 use dprof_common::drop_reason::DropReason;
 use dprof_common::event::{EventHeader, EventKind, OpenEvent, flag};
 use dprof_common::limits::ARRIVALS_MAX;
+use dprof_common::probe_config::gate;
 
 use crate::access::{Access, Ptr};
 use crate::emit::{self, Out};
@@ -95,13 +96,13 @@ fn is_of<A: Access>(sock: TcpSock<A>, state: &SockState) -> bool {
 
 /// State of a socket that the filters want, with its positions; `None` for others.
 #[inline(always)]
-pub(crate) fn wanted<A: Access>(sock: TcpSock<A>, window: u32) -> Option<&'static mut SockState> {
+pub(crate) fn wanted<A: Access>(sock: TcpSock<A>, word: u64) -> Option<&'static mut SockState> {
     let state = if by_address::<A>() {
         let found = existing(sock);
         // Room is limited there: none for what no filter wants, nor for what will not be destroyed any more.
         if !found.is_null() {
             found
-        } else if filter::socket_wanted(sock) && sock.state() != TCP_CLOSE {
+        } else if filter::socket_wanted(sock, word) && sock.state() != TCP_CLOSE {
             made(sock)
         } else {
             found
@@ -115,8 +116,14 @@ pub(crate) fn wanted<A: Access>(sock: TcpSock<A>, window: u32) -> Option<&'stati
     // SAFETY: state of this socket, which lives as long as the program; the programs' own races on it are harmless:
     // each member has one writer at a time, under the socket's lock or in the reading thread.
     let state = unsafe { &mut *state };
-    prepare(sock, state, window);
-    if state.flags & state::IGNORED != 0 { None } else { Some(state) }
+    prepare(sock, state, word);
+    if state.flags & state::IGNORED == 0 {
+        return Some(state);
+    }
+    if by_address::<A>() {
+        destroyed(sock.sk.0);
+    }
+    None
 }
 
 /// First look at a socket: its cookie, initial sequence numbers, and whether a filter on sockets wants it.
@@ -124,14 +131,14 @@ pub(crate) fn wanted<A: Access>(sock: TcpSock<A>, window: u32) -> Option<&'stati
 /// the counters are read until two readings agree (a reader between the kernel's two writes would need to stay
 /// there for both).
 #[inline(always)]
-fn prepare<A: Access>(sock: TcpSock<A>, state: &mut SockState, window: u32) {
+fn prepare<A: Access>(sock: TcpSock<A>, state: &mut SockState, word: u64) {
     if state.flags & state::READY != 0 {
-        if state.window != window {
-            renew(sock, state, window);
+        if state.gate != word {
+            renew(sock, state, word);
         }
         return;
     }
-    state.window = window;
+    state.gate = word;
     state.cookie = cookie(sock, &raw mut state.cookie);
     let mut tries = 0;
     while tries < 4 {
@@ -151,19 +158,51 @@ fn prepare<A: Access>(sock: TcpSock<A>, state: &mut SockState, window: u32) {
     state.ports = sock.ports();
     state.payload_limit = config!(payload_limit_default);
     state.flags |= state::READY;
-    if !filter::socket_wanted(sock) {
-        state.flags |= state::IGNORED;
+    if !filter::socket_wanted(sock, word) {
+        ignore(state);
     }
 }
 
-/// What was noted in an earlier capture window is of bytes that are long gone.
+/// Capture window, choice of ports, or both are others than when the state was brought up to date.
 #[inline(always)]
-pub(crate) fn renew<A: Access>(sock: TcpSock<A>, state: &mut SockState, window: u32) {
+pub(crate) fn renew<A: Access>(sock: TcpSock<A>, state: &mut SockState, word: u64) {
+    let before = state.gate;
+    let changed = before ^ word;
+    state.gate = word;
+    let was_ignored = state.flags & state::IGNORED != 0;
+    if changed & gate::CHOICE != 0 {
+        // Silent during a choice between the two, it may not have been wanted then: nothing passed unseen, but the
+        // agent has let it go. One that the agent still knows may be announced again.
+        let is_wanted = filter::socket_wanted(sock, word);
+        if !is_wanted || gate::is_skipped(before, word) {
+            ignore(state);
+        }
+        if is_wanted {
+            state.flags &= !state::IGNORED;
+        }
+    }
+    // Of a socket that stays watched in the same window everything that was noted holds.
+    if changed & gate::WINDOW != 0 || was_ignored {
+        forget(sock, state);
+    }
+}
+
+/// What was noted is of bytes that are long gone.
+#[inline(always)]
+fn forget<A: Access>(sock: TcpSock<A>, state: &mut SockState) {
     state.segments_out = state.segments_in;
     state.reported_seq = sock.read_seq();
     state.sent_seq = sock.write_seq();
     state.sending_ns = 0;
-    state.window = window;
+}
+
+/// The socket is not watched. Should it be one day, it is announced as one that is older than the agent: what was known
+/// of its beginning says nothing of where it is by then.
+#[inline(always)]
+fn ignore(state: &mut SockState) {
+    state.flags = state.flags & state::NO_STREAM_POSITION | state::READY | state::IGNORED;
+    state.established_ns = 0;
+    state.connect_ns = 0;
 }
 
 /// The socket's number, unique while the machine runs. `place`: where it will be kept.
@@ -193,10 +232,10 @@ pub(crate) struct Watched<A> {
 
 /// What every hook on data does first: asks the filters, finds the socket's state, announces the socket.
 #[inline(always)]
-pub(crate) fn watched<A: Access>(out: Out, sk: u64, window: u32) -> Option<Watched<A>> {
+pub(crate) fn watched<A: Access>(out: Out, sk: u64, word: u64) -> Option<Watched<A>> {
     let pid_tgid = filter::thread_wanted()?;
     let sock = TcpSock::new(sk)?;
-    let state = wanted(sock, window)?;
+    let state = wanted(sock, word)?;
     announce(out, sock, state, pid_tgid);
     Some(Watched { sock, state, pid_tgid })
 }

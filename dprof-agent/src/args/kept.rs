@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use dprof_common::settings::{Protocols, parse_protocols};
+
 use super::option;
 use crate::protocol::capture::Capture;
 
@@ -31,6 +33,9 @@ pub(super) struct KeptArgs {
     /// Keep values in statements and queries, cut to a few dozen bytes; never secrets [default: each is ?]
     #[arg(long)]
     capture_values: bool,
+    /// Only these protocols, of dnode, http, memcached, redis, tls: of others no spans, no payload [default: all]
+    #[arg(long, value_name = "NAME,NAME")]
+    protocols: Option<String>,
     /// How keys are kept in statements: plain or hash [default: plain]
     #[arg(long, value_name = "HOW")]
     capture_keys: Option<String>,
@@ -44,6 +49,11 @@ impl KeptArgs {
             None => config.keys,
         };
         Ok(Capture { values: self.capture_values || config.values, keys })
+    }
+
+    /// Protocols that are looked into; the configuration's word where the command line has none.
+    pub(super) fn protocols(&self, config: Protocols) -> Result<Protocols, String> {
+        self.protocols.as_deref().map_or(Ok(config), |text| option("--protocols", parse_protocols(text)))
     }
 
     /// The recording to write.

@@ -80,12 +80,6 @@ impl Engine {
 
     /// A request of which the rest will not be seen.
     fn drop_request(&mut self, slot: u32) {
-        let Some(open) = self.open.remove(slot) else { return };
-        self.counters.window_dropped += 1;
-        match open.side {
-            Side::Server => self.linker.request_done(open.span_id, None, self.clock.now_ns()),
-            Side::Client => self.linker.call_ended(open.span_id),
-        }
-        self.window.abandon(open.span_id);
+        self.counters.window_dropped += u64::from(self.abandon(slot));
     }
 }

@@ -7,7 +7,8 @@ use dprof_common::model::Status;
 use super::{Engine, LOCAL_ADDRESSES_MAX, Output};
 use crate::protocol::{Direction, Parsed};
 use crate::stream::position::{HELD_CALLS_MAX, HELD_NS, Place};
-use crate::stream::socket::{Role, Socket, Transition};
+use crate::stream::socket::{Role, Socket};
+use crate::stream::speech::Transition;
 use crate::stream::{Call, Chunk, Wire};
 
 /// A connection that ended with data in its receive queue is kept this long, nanoseconds: the data can still be
@@ -54,10 +55,12 @@ impl Engine {
         if self.sockets.len() < self.config.connections_max {
             return;
         }
+        // There are more than the limit once it has been lowered.
+        let surplus = self.sockets.len() - self.config.connections_max;
         let mut by_use: Vec<(u64, u64)> =
             self.sockets.values().map(|socket| (socket.last_used, socket.cookie)).collect();
         by_use.sort_unstable();
-        by_use.truncate(self.config.connections_max / 8 + 1);
+        by_use.truncate(surplus + self.config.connections_max / 8 + 1);
         for (_, cookie) in by_use {
             if let Some(mut socket) = self.sockets.remove(&cookie) {
                 self.counters.connections_forgotten += 1;
@@ -269,6 +272,8 @@ impl Engine {
         socket.trim();
         if let Some(bytes) = socket.changed_payload_limit() {
             self.counters.unrecognised += u64::from(socket.newly_unrecognised());
+            // Nothing is fed to one that was off before.
+            self.counters.protocols_off += u64::from(socket.is_off());
             out.payload_limits.push((socket.cookie, bytes));
         }
     }

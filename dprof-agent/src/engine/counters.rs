@@ -53,6 +53,12 @@ counters! {
     timelines_merged,
     /// Connections that no protocol recognises.
     unrecognised,
+    /// Connections of a protocol that is turned off (`capture.protocols`), as often as one is found or turned off.
+    protocols_off,
+    /// Connections that were no longer watched because other ports were (`filter.ports`).
+    connections_unwatched,
+    /// Requests that were open when their connection or its protocol was no longer watched: dropped.
+    requests_unwatched,
     /// Times that a parser lost the boundary of messages.
     boundaries_lost,
     /// Connections taken for the wrong protocol at first.

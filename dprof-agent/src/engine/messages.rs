@@ -18,7 +18,8 @@ use crate::span::open::OpenHalf;
 use crate::span::pair::{EARLY_MAX, Pairing, Taken};
 use crate::span::times::Ended;
 use crate::span::window::Sight;
-use crate::stream::socket::{Role, Socket, Transition};
+use crate::stream::socket::{Role, Socket};
+use crate::stream::speech::Transition;
 
 /// An answer that was read this long before its request was seen to leave belongs to nothing.
 const EARLY_NS: u64 = 50_000_000;

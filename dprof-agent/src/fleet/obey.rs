@@ -159,9 +159,11 @@ impl Obedience {
 
 #[cfg(test)]
 mod tests {
+    use dprof_common::settings::Protocols;
     use dprof_store::Retention;
 
     use super::*;
+    use crate::args::EngineLimits;
     use crate::keep::KeepOptions;
     use crate::protocol::capture::Capture;
     use crate::source::window::DutyCycle;
@@ -172,11 +174,14 @@ mod tests {
             duty_cycle: DutyCycle { ratio: 1.0, window_ns: 500_000_000, alone: false },
             capture: Capture::default(),
             unknown: false,
+            protocols: Protocols::ALL,
+            ports: Vec::new(),
             service_rules: Vec::new(),
             max_open_ns: 60_000_000_000,
+            limits: EngineLimits::DEFAULT,
             retention: Retention::DEFAULT,
         };
-        let started_with = Values::from([("limits.held".to_owned(), "40000".to_owned())]);
+        let started_with = Values::from([("limits.ring_size".to_owned(), "4MiB".to_owned())]);
         Obedience::new("web-1", base, started_with)
     }
 
@@ -252,10 +257,10 @@ mod tests {
     #[test]
     fn unknown_keys_and_those_of_a_restart_are_told() {
         let mut obedience = obedience();
-        let heads = [document("cluster", 1, r#"{"trace.later": "x", "limits.held": "20000"}"#)];
+        let heads = [document("cluster", 1, r#"{"trace.later": "x", "limits.ring_size": "8MiB"}"#)];
         check(&mut obedience, &heads, ConfigStatus::InForce, &[("cluster", 1)]);
         assert_eq!(obedience.state().unknown, ["trace.later (cluster)"]);
-        assert_eq!(obedience.state().at_restart, ["limits.held"]);
+        assert_eq!(obedience.state().at_restart, ["limits.ring_size"]);
         let wanted = obedience.judge(&[document("cluster", 2, "{}")], false).expect("is new");
         obedience.obeyed(wanted);
         assert_eq!((obedience.state().unknown.len(), obedience.state().at_restart.len()), (0, 0));

@@ -204,6 +204,12 @@ impl Keeper {
         self.options = options;
     }
 
+    /// Holds at most `held_max` spans from now on, those that come for at most `hold_ns`.
+    pub(crate) const fn set_limits(&mut self, hold_ns: u64, held_max: usize) {
+        self.hold_ns = hold_ns;
+        self.trees.set_limits(hold_ns, held_max);
+    }
+
     /// Whether everything is kept and nobody needs to be told.
     pub(crate) fn keeps_all(&self) -> bool {
         self.options.ratio >= 1.0 && self.trees.is_empty()

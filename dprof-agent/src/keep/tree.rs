@@ -74,6 +74,11 @@ impl Trees {
         }
     }
 
+    /// Other limits from now on; what is held already stays as long as it was to.
+    pub(super) const fn set_limits(&mut self, hold_ns: u64, held_max: usize) {
+        (self.hold_ns, self.held_max) = (hold_ns, held_max);
+    }
+
     pub(super) const fn held(&self) -> usize {
         self.held
     }

@@ -79,6 +79,11 @@ impl Linker {
         }
     }
 
+    /// Verdicts on calls that are made from now on come within `wait_ns`.
+    pub(crate) const fn set_wait(&mut self, wait_ns: u64) {
+        self.wait_ns = wait_ns;
+    }
+
     /// What was decided so far.
     pub const fn counters(&self) -> LinkCounters {
         self.counters

@@ -11,6 +11,7 @@ use dprof_store::Retention;
 
 use crate::engine::{EngineCounters, OpenRequest};
 use crate::settings::Settings;
+use crate::source::Source;
 use crate::source::process::ServiceRule;
 use crate::source::window::DutyCycle;
 
@@ -43,8 +44,29 @@ pub enum Question {
 pub(super) enum ToSource {
     /// At most so many bytes of payload per call of this socket.
     PayloadLimit(u64, u32),
-    /// Capture this part of the time, and name services so; how that went.
-    Capture(DutyCycle, Vec<ServiceRule>, mpsc::SyncSender<Result<(), String>>),
+    /// Capture so from now on.
+    Capture(ToCapture),
+}
+
+/// What the source obeys.
+#[derive(Debug)]
+pub(super) struct ToCapture {
+    duty_cycle: DutyCycle,
+    ports: Vec<u16>,
+    service_rules: Vec<ServiceRule>,
+    /// Told how that went.
+    done: mpsc::SyncSender<Result<(), String>>,
+}
+
+impl ToCapture {
+    /// Has the source obey.
+    pub(super) fn tell(self, source: &mut dyn Source) {
+        let Self { duty_cycle, ports, service_rules, done } = self;
+        source.set_service_rules(&service_rules);
+        let set = source.set_ports(&ports).and_then(|()| source.set_duty_cycle(&duty_cycle));
+        // Who asked may have gone away.
+        let _ = done.send(set.map_err(|error| format!("{error:#}")));
+    }
 }
 
 /// The way to change what a run obeys.
@@ -70,9 +92,13 @@ impl Orders {
     /// Has every stage obey `settings`; back when all of them do. Waits: not for a thread that others wait for.
     pub fn obey(&self, settings: &Settings) -> anyhow::Result<()> {
         let (done, source_done) = mpsc::sync_channel(1);
-        let rules = settings.service_rules.clone();
-        let order = ToSource::Capture(settings.duty_cycle, rules, done);
-        self.source.send(order).context("the source has ended")?;
+        let order = ToCapture {
+            duty_cycle: settings.duty_cycle,
+            ports: settings.ports.clone(),
+            service_rules: settings.service_rules.clone(),
+            done,
+        };
+        self.source.send(ToSource::Capture(order)).context("the source has ended")?;
         let (done, engine_done) = mpsc::sync_channel(1);
         let settings_of_engine = Box::new(settings.clone());
         self.engine

@@ -173,6 +173,14 @@ mod tests {
     }
 
     #[test]
+    fn every_protocol_can_be_chosen_but_the_one_that_only_leads_to_others() {
+        let mut names: Vec<_> = ALL.iter().map(|protocol| protocol.name()).collect();
+        names.retain(|name| *name != super::super::proxy::Proxy.name());
+        names.sort_unstable();
+        assert_eq!(names, dprof_common::settings::PROTOCOLS);
+    }
+
+    #[test]
     fn what_was_excluded_is_not_asked() {
         let bytes = b"*1\r\n$4\r\nPING\r\n";
         let head = Head { bytes: [bytes, b""], ports: REDIS, request_direction: None, joined: false };

@@ -1,34 +1,52 @@
-//! The flag that the kernel programs ask first: outside the capture window they return at once.
+//! The word that the kernel programs ask first: outside the capture window they return at once, and of sockets with
+//! other ports than those that are chosen.
 //!
-//! What a reader would get wrong: the flag is turned by the thread that reads the ring, between two looks, so an edge
-//! is as exact as that thread is punctual (a millisecond or two), and what was written before a closing edge is
-//! read before the edge's record is.
+//! What a reader would get wrong: the word is turned by the thread that reads the ring, between two looks, so an edge
+//! is as exact as that thread is punctual (a millisecond or two), and what was written before a closing edge, or before
+//! other ports were chosen, is read before the record that says so.
 
 use anyhow::Context as _;
 use aya::maps::{Array, MapData};
 use bytemuck::bytes_of;
-use dprof_common::event::{EventHeader, EventKind, WindowEvent, flag};
+use dprof_common::event::{EventHeader, EventKind, PortsEvent, WindowEvent, flag};
 
 use super::BlockBuilder;
+use super::ports::Choice;
 use super::window::Schedule;
-use crate::clock::{ClockReading, wall_clock_error_ns};
+use crate::clock::{ClockReading, monotonic_ns, wall_clock_error_ns};
 
-/// The flag in the kernel and when it is turned next.
-pub struct Gate {
-    /// 0 = closed, else the number of the window: a socket's state from an earlier window is stale.
-    flag: Array<MapData, u32>,
+/// The word in the kernel and when it is turned next.
+pub(super) struct Gate {
+    /// See [`dprof_common::probe_config::gate`].
+    word: Array<MapData, u64>,
+    choice: Choice,
     schedule: Option<Schedule>,
     is_open: bool,
     n_windows: u32,
     due_ns: u64,
     /// A window closed and its last events are still being read: when.
     closing_ns: Option<u64>,
+    /// Other ports were chosen and what was written before is still being read: when.
+    choosing_ns: Option<u64>,
 }
 
 impl Gate {
     /// Open for good without a schedule; with one, closed until [`Gate::turn`].
-    pub fn new(flag: Array<MapData, u32>, schedule: Option<Schedule>) -> anyhow::Result<Self> {
-        let mut gate = Self { flag, schedule, is_open: false, n_windows: 0, due_ns: 0, closing_ns: None };
+    pub(super) fn new(
+        word: Array<MapData, u64>,
+        choice: Choice,
+        schedule: Option<Schedule>,
+    ) -> anyhow::Result<Self> {
+        let mut gate = Self {
+            word,
+            choice,
+            schedule,
+            is_open: false,
+            n_windows: 0,
+            due_ns: 0,
+            closing_ns: None,
+            choosing_ns: None,
+        };
         if schedule.is_none() {
             gate.set(true)?;
             gate.due_ns = u64::MAX;
@@ -37,12 +55,12 @@ impl Gate {
     }
 
     /// When to call [`Gate::turn`] next, monotonic; `u64::MAX` = never.
-    pub const fn due_ns(&self) -> u64 {
+    pub(super) const fn due_ns(&self) -> u64 {
         self.due_ns
     }
 
     /// Opens and closes by another schedule from now on; without one it opens for good.
-    pub fn set_schedule(
+    pub(super) fn set_schedule(
         &mut self,
         schedule: Option<Schedule>,
         reading: ClockReading,
@@ -65,8 +83,21 @@ impl Gate {
         Ok(())
     }
 
-    /// Turns the flag if an edge is due; an opening edge goes into the stream.
-    pub fn turn(&mut self, reading: ClockReading, block: &mut BlockBuilder) -> anyhow::Result<()> {
+    /// Has the programs watch these ports from now on; all, if there are none.
+    pub(super) fn set_ports(&mut self, ports: &[u16], block: &mut BlockBuilder) -> anyhow::Result<()> {
+        // The record of the last change names the ports of then.
+        self.close(block);
+        if self.choice.set(ports)? {
+            self.write()?;
+            let time_ns = monotonic_ns();
+            push_ports(block, time_ns, self.choice.ports(), true);
+            self.choosing_ns = Some(time_ns);
+        }
+        Ok(())
+    }
+
+    /// Turns the word if an edge is due; an opening edge goes into the stream.
+    pub(super) fn turn(&mut self, reading: ClockReading, block: &mut BlockBuilder) -> anyhow::Result<()> {
         let Some(schedule) = self.schedule else { return Ok(()) };
         if reading.monotonic_ns < self.due_ns {
             return Ok(());
@@ -86,20 +117,25 @@ impl Gate {
         Ok(())
     }
 
-    /// The ring was empty after the last turn: if a window closed, the stream is told.
-    pub fn close(&mut self, block: &mut BlockBuilder) {
+    /// The ring was empty after the last turn: if a window closed or other ports were chosen, the stream is told.
+    pub(super) fn close(&mut self, block: &mut BlockBuilder) {
         if let Some(time_ns) = self.closing_ns.take() {
             push(block, time_ns, false);
+        }
+        if let Some(time_ns) = self.choosing_ns.take() {
+            push_ports(block, time_ns, self.choice.ports(), false);
         }
     }
 
     fn set(&mut self, open: bool) -> anyhow::Result<()> {
         self.n_windows = self.n_windows.wrapping_add(u32::from(open)).max(1);
-        self.flag
-            .set(0, if open { self.n_windows } else { 0 }, 0)
-            .context("turn the capture window's flag")?;
         self.is_open = open;
-        Ok(())
+        self.write()
+    }
+
+    fn write(&mut self) -> anyhow::Result<()> {
+        let window = if self.is_open { self.n_windows } else { 0 };
+        self.word.set(0, self.choice.word() | u64::from(window), 0).context("turn the word of the capture")
     }
 }
 
@@ -107,4 +143,15 @@ fn push(block: &mut BlockBuilder, time_ns: u64, opened: bool) {
     let flags = if opened { flag::OPENED } else { 0 };
     let header = EventHeader { kind: EventKind::Window as u8, flags, ..EventHeader::default() };
     block.push(&[bytes_of(&WindowEvent { header, time_ns })]);
+}
+
+fn push_ports(block: &mut BlockBuilder, time_ns: u64, ports: &[u16], begins: bool) {
+    let mut flags = if begins { flag::BEGINS } else { 0 };
+    if ports.is_empty() {
+        flags |= flag::ALL;
+    }
+    let ports: Vec<u8> = ports.iter().flat_map(|port| port.to_le_bytes()).collect();
+    let payload_len = ports.len() as u16;
+    let header = EventHeader { kind: EventKind::Ports as u8, flags, payload_len, ..EventHeader::default() };
+    block.push(&[bytes_of(&PortsEvent { header, time_ns }), &ports]);
 }

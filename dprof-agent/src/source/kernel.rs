@@ -23,6 +23,7 @@ use super::hooks::{Attach, Hook};
 use super::load::{self, Shape};
 use super::options::KernelOptions;
 use super::plan::{Plan, plan};
+use super::ports::Choice;
 use super::probe::{Probed, probe};
 use super::process::{ProcessTable, Seen, ServiceRule};
 use super::record::Housekeeping;
@@ -83,8 +84,10 @@ pub fn open(options: &KernelOptions) -> anyhow::Result<Box<dyn Source>> {
     load::fill_filters(&mut ebpf, options, &netns)?;
     // Open before the first event comes.
     let events = Reader::open(&mut ebpf, plan.events, options.ring_bytes)?;
-    let mut gate =
-        Gate::new(Array::try_from(load::take(&mut ebpf, "WINDOW")?)?, options.duty_cycle.schedule())?;
+    let mut choice = Choice::all(Array::try_from(load::take(&mut ebpf, "FILTER_PORTS")?)?);
+    choice.set(&options.ports)?;
+    let word = Array::try_from(load::take(&mut ebpf, "GATE")?)?;
+    let mut gate = Gate::new(word, choice, options.duty_cycle.schedule())?;
     gate.turn(read_clocks(), &mut builder)?;
     load::attach(&mut ebpf, &plan, &types)?;
     drop(types);
@@ -338,6 +341,10 @@ impl Source for KernelSource {
         self.gate.set_schedule(duty_cycle.schedule(), read_clocks(), &mut self.builder)
     }
 
+    fn set_ports(&mut self, ports: &[u16]) -> anyhow::Result<()> {
+        self.gate.set_ports(ports, &mut self.builder)
+    }
+
     fn set_service_rules(&mut self, rules: &[ServiceRule]) {
         self.processes.set_rules(rules.to_vec());
     }
@@ -393,7 +400,8 @@ fn seen(record: &[u8]) -> Option<Seen<'_>> {
         | EventKind::Process
         | EventKind::Clock
         | EventKind::Lost
-        | EventKind::Window => return None,
+        | EventKind::Window
+        | EventKind::Ports => return None,
     };
     Some(Seen { tgid: (pid_tgid >> 32) as u32, comm, cgroup_id, time_ns })
 }

@@ -40,8 +40,7 @@ pub(super) fn config(options: &KernelOptions, plan: &Plan, btf: &Btf) -> anyhow:
     Ok(ProbeConfig {
         offsets,
         own_tgid: std::process::id(),
-        filters: on(options.ports.is_empty(), filter::PORTS)
-            | on(options.pids.is_empty(), filter::PIDS)
+        filters: on(options.pids.is_empty(), filter::PIDS)
             | on(options.cgroups.is_empty(), filter::CGROUPS)
             | on(options.netns.is_empty(), filter::NETNS),
         payload_limit_default: options.payload_limit,
@@ -200,12 +199,8 @@ fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut aya::ma
     ebpf.map_mut(name).with_context(|| format!("the kernel programs have no map {name}: build them again"))
 }
 
-/// Fills the maps of the filters.
+/// Fills the maps of the filters on what does not change.
 pub(super) fn fill_filters(ebpf: &mut Ebpf, options: &KernelOptions, netns: &[u32]) -> anyhow::Result<()> {
-    let mut ports = HashMap::<_, u16, u8>::try_from(map_mut(ebpf, "FILTER_PORTS")?)?;
-    for port in &options.ports {
-        ports.insert(port, 1, 0).context("too many ports in the filter")?;
-    }
     let mut pids = HashMap::<_, u32, u8>::try_from(map_mut(ebpf, "FILTER_PIDS")?)?;
     for pid in &options.pids {
         pids.insert(pid, 1, 0).context("too many processes in the filter")?;

@@ -6,7 +6,7 @@
 pub mod btf;
 mod events;
 pub mod floor;
-pub mod gate;
+mod gate;
 pub mod hooks;
 pub mod kernel;
 mod load;
@@ -14,6 +14,7 @@ pub mod object;
 pub mod offsets;
 pub mod options;
 pub mod plan;
+mod ports;
 pub mod probe;
 pub mod process;
 pub mod record;
@@ -129,6 +130,11 @@ pub trait Source: Send {
 
     /// Captures this part of the time from now on. A recording has been captured already.
     fn set_duty_cycle(&mut self, _duty_cycle: &DutyCycle) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// Watches connections with these ports from now on, local or peer; all, if there are none.
+    fn set_ports(&mut self, _ports: &[u16]) -> anyhow::Result<()> {
         Ok(())
     }
 

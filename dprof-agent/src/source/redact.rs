@@ -66,7 +66,7 @@ impl Redactor {
             Some(EventKind::Clock) => first(record, size_of::<ClockEvent>()),
             Some(EventKind::Lost) => first(record, size_of::<LostEvent>()),
             Some(EventKind::Window) => first(record, size_of::<WindowEvent>()),
-            Some(EventKind::Process) => record,
+            Some(EventKind::Process | EventKind::Ports) => record,
             // A kind that we do not know may hold anything: its header alone is kept.
             None => first(record, size_of::<EventHeader>()),
         }

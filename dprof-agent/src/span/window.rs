@@ -151,6 +151,12 @@ impl Window {
         }
     }
 
+    /// Holds at most `held_max`, what is done from now on for at most `hold_ns`.
+    pub(crate) fn set_limits(&mut self, hold_ns: u64, held_max: usize) {
+        self.settle_ns = hold_ns.min(SETTLE_NS);
+        self.held_max = held_max;
+    }
+
     /// Done nodes that wait.
     pub(crate) fn held(&self) -> usize {
         self.n_queued

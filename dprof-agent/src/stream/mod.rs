@@ -9,6 +9,7 @@ pub(crate) mod detect;
 pub(crate) mod position;
 pub(crate) mod resent;
 pub(crate) mod socket;
+pub(crate) mod speech;
 pub(crate) mod timeline;
 pub(crate) mod turns;
 pub(crate) mod worth;

@@ -8,16 +8,18 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use dprof_common::event::{Arrival, OpenEvent, flag};
 use dprof_common::model::{Side, SpanId, rpc_identity};
+use dprof_common::settings::Protocols;
 
 use super::detect::{HeadContext, Heads, Judgement};
 use super::position::{HeldCall, POSITION_MAX, Place, Positions};
 use super::resent::Resent;
+use super::speech::{Grammar, Speech, Transition};
 use super::timeline::Timeline;
 use super::turns::{self, Turns};
 use super::worth::{self, Worth};
 use super::{Call, Chunk, speak};
 use crate::protocol::capture::Capture;
-use crate::protocol::{Attributes, Direction, Parsed, Parser, Protocol, tls};
+use crate::protocol::{Direction, Parsed, tls};
 use crate::span::pair::Pairing;
 
 /// Bytes of an unrecognised connection after which a TLS hello is not looked for any more: clients ask for TLS within
@@ -36,49 +38,6 @@ pub(crate) enum Role {
     Passive,
     /// Older than the agent, and nobody was seen listening.
     Unknown,
-}
-
-/// Who understands the socket's bytes.
-enum Speech {
-    /// Nobody yet.
-    Detecting(Heads),
-    /// A protocol.
-    Speaking {
-        name: &'static str,
-        parser: Box<dyn Parser>,
-        /// Protocols that it turned out not to be.
-        excluded: Vec<&'static str>,
-    },
-    /// Nobody: cut by changes of direction.
-    Turns(Turns),
-    /// Nobody, and nobody asked.
-    Ignored,
-    /// It has no messages any more.
-    Opaque { name: &'static str },
-}
-
-/// A change of speech that a parser asked for.
-#[derive(Clone, Debug)]
-pub(crate) enum Transition {
-    /// Another protocol from these positions on.
-    Switch([u64; 2]),
-    /// No messages any more.
-    Opaque,
-    /// Nothing that can be read from these positions on.
-    Encrypted { at: [u64; 2], request_direction: Direction, attributes: Attributes },
-    /// Detection was wrong.
-    Mistaken,
-}
-
-/// What the engine was told that matters to detection.
-#[derive(Clone, Copy)]
-pub(crate) struct Grammar {
-    /// Protocols to detect.
-    pub(crate) protocols: &'static [&'static dyn Protocol],
-    /// Whether unknown connections are cut by changes of direction.
-    pub(crate) unknown: bool,
-    /// What may be kept of keys and values.
-    pub(crate) capture: Capture,
 }
 
 /// State of one socket.
@@ -227,7 +186,7 @@ impl Socket {
     /// Protocol as stored.
     pub(crate) const fn protocol(&self) -> &'static str {
         match &self.speech {
-            Speech::Speaking { name, .. } | Speech::Opaque { name } => name,
+            Speech::Speaking { name, .. } | Speech::Opaque { name } | Speech::Off { name } => name,
             Speech::Turns(turns) => turns.name(),
             Speech::Detecting(_) | Speech::Ignored => turns::NAME,
         }
@@ -237,7 +196,7 @@ impl Socket {
     pub(crate) const fn is_ignored(&self) -> bool {
         match self.speech {
             Speech::Ignored => self.watch == 0,
-            Speech::Opaque { .. } => true,
+            Speech::Opaque { .. } | Speech::Off { .. } => true,
             Speech::Detecting(_) | Speech::Speaking { .. } | Speech::Turns(_) => false,
         }
     }
@@ -247,7 +206,9 @@ impl Socket {
         let is_unrecognised = match &self.speech {
             Speech::Ignored => true,
             Speech::Turns(turns) => turns.name() == turns::NAME,
-            Speech::Detecting(_) | Speech::Speaking { .. } | Speech::Opaque { .. } => false,
+            Speech::Detecting(_) | Speech::Speaking { .. } | Speech::Opaque { .. } | Speech::Off { .. } => {
+                false
+            }
         };
         is_unrecognised && !std::mem::replace(&mut self.unrecognised_said, true)
     }
@@ -318,7 +279,7 @@ impl Socket {
             }
             Speech::Speaking { parser, .. } => parser.gap(direction, start, missing, parsed),
             Speech::Turns(turns) => turns.feed(direction, start, start + missing, parsed),
-            Speech::Ignored | Speech::Opaque { .. } => {}
+            Speech::Ignored | Speech::Opaque { .. } | Speech::Off { .. } => {}
         }
     }
 
@@ -337,6 +298,37 @@ impl Socket {
     pub(crate) fn set_capture(&mut self, capture: Capture) {
         if let Speech::Speaking { parser, .. } = &mut self.speech {
             parser.set_capture(capture);
+        }
+    }
+
+    /// Whether its protocol is turned off.
+    pub(crate) const fn is_off(&self) -> bool {
+        matches!(self.speech, Speech::Off { .. })
+    }
+
+    /// These protocols are looked into from now on. Whether that turns this one's off or on; what is open is then no
+    /// longer followed.
+    pub(crate) fn choose(&mut self, chosen: Protocols, now_ns: u64) -> bool {
+        match &self.speech {
+            Speech::Off { name } if chosen.has(name) => {
+                // As a connection that is older than the agent: it may be in the middle of a message.
+                self.speech = Speech::Detecting(Heads::new(true));
+                self.pairing = Pairing::joined();
+                self.is_unproven = true;
+                self.joined_at = self.positions.next(Direction::In).unwrap_or(self.joined_at);
+                self.first_call = None;
+                self.last_call_ns = now_ns;
+                true
+            }
+            Speech::Speaking { .. } | Speech::Turns(_) if !chosen.has(self.protocol()) => {
+                self.speech = Speech::Off { name: self.protocol() };
+                self.watch = 0;
+                self.arrivals.clear();
+                self.departing = None;
+                self.trim();
+                true
+            }
+            _ => false,
         }
     }
 
@@ -363,7 +355,7 @@ impl Socket {
             }
             Speech::Turns(turns) => turns.feed(chunk.call.direction, chunk.start, chunk.end(), parsed),
             Speech::Detecting(_) => self.detect(chunk, grammar, parsed),
-            Speech::Ignored | Speech::Opaque { .. } => {}
+            Speech::Ignored | Speech::Opaque { .. } | Speech::Off { .. } => {}
         }
     }
 
@@ -387,6 +379,9 @@ impl Socket {
         let Speech::Detecting(heads) = &mut self.speech else { return };
         match heads.judge(chunk, context, grammar.protocols) {
             Judgement::Wait => {}
+            Judgement::Found { protocol, .. } if !grammar.chosen.has(protocol.name()) => {
+                self.speech = Speech::Off { name: protocol.name() };
+            }
             Judgement::Found { protocol, request_direction } => {
                 let start = [Direction::Out, Direction::In].map(|direction| {
                     let next = if direction == chunk.call.direction { Some(chunk.start) } else { None };
@@ -458,7 +453,7 @@ impl Socket {
                 }
             }
             Speech::Turns(turns) => turns.end(parsed),
-            Speech::Detecting(_) | Speech::Ignored | Speech::Opaque { .. } => {}
+            Speech::Detecting(_) | Speech::Ignored | Speech::Opaque { .. } | Speech::Off { .. } => {}
         }
     }
 
@@ -479,7 +474,7 @@ impl Socket {
                 Speech::Detecting(heads) => heads.start(direction).unwrap_or_else(next),
                 Speech::Speaking { parser, .. } => parser.unfinished_from(direction),
                 Speech::Turns(turns) => turns.unfinished_from(direction).unwrap_or_else(next),
-                Speech::Ignored | Speech::Opaque { .. } => next(),
+                Speech::Ignored | Speech::Opaque { .. } | Speech::Off { .. } => next(),
             };
             self.timelines[direction.idx()].trim(from);
         }
@@ -493,7 +488,7 @@ impl Socket {
                 parser.payload_limit(Direction::Out).max(parser.payload_limit(Direction::In))
             }
             Speech::Turns(_) | Speech::Ignored if self.watch > 0 => WATCHED_BYTES,
-            Speech::Turns(_) | Speech::Ignored | Speech::Opaque { .. } => 0,
+            Speech::Turns(_) | Speech::Ignored | Speech::Opaque { .. } | Speech::Off { .. } => 0,
         };
         self.worth.changed(wanted)
     }

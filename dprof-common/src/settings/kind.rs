@@ -1,6 +1,7 @@
 //! What a value may be: its type and range, and the reason when a text is none.
 
 use super::names::{FIELDS, parse_service_names};
+use super::protocols::{self, parse_protocols};
 use crate::units::{bytes, duration, parse_bytes, parse_duration, parse_part};
 
 /// What a value is.
@@ -47,12 +48,14 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// TCP ports, or `all`.
     Ports,
+    /// Protocols, or `all`.
+    Protocols,
     /// Names of services and the processes that have them, or `none`.
     ServiceNames,
 }
 
-/// Ports that fit the programs' table.
-const PORTS_MAX: usize = 1_024;
+/// Ports that a value may list: it is text in a row of the store, and one of events in the stream.
+pub const PORTS_MAX: usize = 1_024;
 
 /// The ports that `text` lists; `all` = none is left out: an empty list.
 pub fn parse_ports(text: &str) -> Option<Vec<u16>> {
@@ -87,13 +90,15 @@ impl Kind {
                 )
             }
             Self::Ports => format!("all, or up to {PORTS_MAX} numbers from 1 to 65535 with commas between"),
+            Self::Protocols => protocols::allowed(),
         }
     }
 
     /// Whether `text` is such a value; the reason with what may be given, if not.
     pub fn check(&self, text: &str) -> Result<(), String> {
         let wrong = match self {
-            // Says itself what may be given.
+            // These say themselves what may be given.
+            Self::Protocols => return parse_protocols(text).map(drop),
             Self::Part { min } => return parse_part(text, *min).map(drop).map_err(|error| error.to_string()),
             Self::Bool => (!["true", "false"].contains(&text)).then_some("is neither true nor false"),
             Self::Number { min, max } => match text.parse::<f64>() {
@@ -156,6 +161,10 @@ mod tests {
         check(size, &["1KiB", "4096"], &["1023", "3KiB", "8KiB", "", "large"]);
         check(Kind::Choice(&["plain", "hash"]), &["hash"], &["Hash", "", "none"]);
         check(Kind::Ports, &["all", "1", "65535, 80"], &["", "0", "65536", "80,", "http", "80 81"]);
+        check(Kind::Protocols, &["all", "redis", "http, redis"], &["", "none", "resp", "redis;http"]);
         assert_eq!(parse_ports("6379,80"), Some(vec![6379, 80]));
+        let many = |n: u32| (1..=n).map(|port| port.to_string()).collect::<Vec<_>>().join(",");
+        check(Kind::Ports, &[&many(1024)], &[]);
+        assert_eq!(parse_ports(&many(1025)), None);
     }
 }

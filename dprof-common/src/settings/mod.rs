@@ -7,14 +7,16 @@
 mod effective;
 mod kind;
 mod names;
+mod protocols;
 mod scope;
 mod suggest;
 
 use std::collections::BTreeMap;
 
 pub use effective::{Scoped, check_all, effective};
-pub use kind::{Kind, parse_ports};
+pub use kind::{Kind, PORTS_MAX, parse_ports};
 pub use names::{ServiceName, parse_service_names, service_names_text};
+pub use protocols::{PROTOCOLS, Protocols, parse_protocols};
 pub use scope::{Scope, ScopeParseError};
 pub use suggest::suggest;
 
@@ -78,10 +80,10 @@ pub const COUNT: (u64, u64) = (16, 10_000_000);
 /// Bounds of the event ring: one record of the largest size must fit many times; it counts twice in resident size.
 pub const RING_BYTES: (u64, u64) = (64 << 10, 1 << 30);
 
-/// A limit that is kept by tables made at the start.
-const fn limit_at_start(name: &'static str, default: &'static str, meaning: &'static str) -> Key {
+/// A limit of the engine's tables.
+const fn limit(name: &'static str, default: &'static str, meaning: &'static str) -> Key {
     let kind = Kind::Count { min: COUNT.0, max: COUNT.1 };
-    Key { name, kind, applies: Applies::AtStart, per_service: false, default, meaning }
+    Key { name, kind, applies: Applies::Live, per_service: false, default, meaning }
 }
 
 /// Every key, in the order of the tables that show them.
@@ -159,9 +161,17 @@ pub const KEYS: &[Key] = &[
         meaning: "make spans of unknown protocols too, on connections made from now on",
     },
     Key {
+        name: "capture.protocols",
+        kind: Kind::Protocols,
+        applies: Applies::Live,
+        per_service: false,
+        default: "all",
+        meaning: "protocols that are looked into; of others no spans, no payload",
+    },
+    Key {
         name: "filter.ports",
         kind: Kind::Ports,
-        applies: Applies::AtStart,
+        applies: Applies::Live,
         per_service: false,
         default: "all",
         meaning: "only connections with one of these local or peer ports",
@@ -201,14 +211,14 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "limits.hold",
         kind: Kind::Duration { min_ns: HOLD_NS.0, max_ns: HOLD_NS.1 },
-        applies: Applies::AtStart,
+        applies: Applies::Live,
         per_service: false,
         default: "1s",
         meaning: "how long a finished half waits for its other half and its tree",
     },
-    limit_at_start("limits.open_requests", "100000", "requests open at once"),
-    limit_at_start("limits.held", "40000", "halves and tree nodes held at once"),
-    limit_at_start("limits.connections", "16384", "connections known at once"),
+    limit("limits.open_requests", "100000", "requests open at once"),
+    limit("limits.held", "40000", "halves and tree nodes held at once"),
+    limit("limits.connections", "16384", "connections known at once"),
     Key {
         name: "limits.ring_size",
         kind: Kind::Bytes { min: RING_BYTES.0, max: RING_BYTES.1, power_of_two: true },

@@ -11,8 +11,17 @@ pub fn suggest(name: &str) -> Option<&'static str> {
         let tail = key.rsplit_once('.').map_or(key, |(_, tail)| tail);
         edits(name, key).min(edits(name, tail))
     };
-    let nearest = KEYS.iter().map(|key| (distance(key.name), key.name)).min()?;
-    (nearest.0 <= EDITS_MAX.min(name.len() / 3)).then_some(nearest.1)
+    near(name, KEYS.iter().map(|key| (distance(key.name), key.name)))
+}
+
+/// The word nearest to `name`, if one is near.
+pub(super) fn nearest(name: &str, words: &[&'static str]) -> Option<&'static str> {
+    near(name, words.iter().map(|word| (edits(name, word), *word)))
+}
+
+fn near(name: &str, words: impl Iterator<Item = (usize, &'static str)>) -> Option<&'static str> {
+    let (distance, word) = words.min()?;
+    (distance <= EDITS_MAX.min(name.len() / 3)).then_some(word)
 }
 
 /// Levenshtein's distance: letters added, removed or replaced.

@@ -3,20 +3,20 @@
 use dprof_common::limits::ARRIVALS_MAX;
 
 use crate::access::Access;
-use crate::maps::{Segment, open_window};
+use crate::maps::{Segment, open_gate};
 use crate::sock::{TCP_LISTEN, TcpSock};
 use crate::state::{self, segment_idx};
 
 /// A data segment is in the receive queue; under the socket's lock, mostly in softirq.
 #[inline(always)]
 pub(crate) fn arrived<A: Access>(sk: u64) -> Option<()> {
-    let window = open_window()?;
+    let word = open_gate()?;
     let sock = TcpSock::<A>::new(sk)?;
     if sock.state() == TCP_LISTEN {
         return None;
     }
     // The only writer of `segments_in`.
-    let state = state::wanted(sock, window)?;
+    let state = state::wanted(sock, word)?;
     let time_ns = sock.clock_cache_ns();
     let end_seq = sock.rcv_nxt();
     let waiting = state.segments_in.wrapping_sub(state.segments_out);

@@ -6,7 +6,7 @@ use dprof_common::event::{CloseEvent, EventHeader, EventKind, ListenEvent, flag}
 use crate::access::Access;
 use crate::emit::{self, Out};
 use crate::filter;
-use crate::maps::{config, state};
+use crate::maps::{SockState, config, gate_word, state};
 use crate::sock::{TCP_CLOSE, TCP_ESTABLISHED, TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT, TcpSock};
 use crate::state as sockets;
 
@@ -42,7 +42,7 @@ pub(crate) fn changed<A: Access>(ctx: &impl EbpfContext, sk: u64, old: u8, new: 
         return None;
     }
     if new == TCP_SYN_SENT || new == TCP_ESTABLISHED {
-        if !filter::socket_wanted(sock) {
+        if !filter::socket_wanted(sock, gate_word()) {
             return None;
         }
         let state = sockets::made(sock);
@@ -70,26 +70,9 @@ pub(crate) fn changed<A: Access>(ctx: &impl EbpfContext, sk: u64, old: u8, new: 
         }
         // SAFETY: state of this socket.
         let state = unsafe { &mut *state };
-        if state.flags & state::ANNOUNCED == 0 {
-            return None;
+        if state.flags & state::ANNOUNCED != 0 {
+            closed(out, sock, state);
         }
-        let error: u32 = sock.sk.load(config!(offsets.sk_err));
-        let reset = error == ECONNRESET || error == EPIPE || error == ETIMEDOUT;
-        emit::fixed(
-            out,
-            &CloseEvent {
-                header: EventHeader {
-                    kind: EventKind::Close as u8,
-                    flags: if reset { flag::RESET } else { 0 },
-                    payload_len: 0,
-                    size: error,
-                },
-                sock: state.cookie,
-                time_ns: emit::now_ns(),
-                send_pos: sock.send_pos(state),
-                recv_pos: sock.tcp.load(config!(offsets.bytes_received)),
-            },
-        );
         // A socket may be connected again: it starts anew.
         state.flags = 0;
         state.established_ns = 0;
@@ -97,4 +80,26 @@ pub(crate) fn changed<A: Access>(ctx: &impl EbpfContext, sk: u64, old: u8, new: 
         state.segments_out = state.segments_in;
     }
     None
+}
+
+/// Tells that a socket that was announced is closed.
+#[inline(always)]
+fn closed<A: Access>(out: Out, sock: TcpSock<A>, state: &SockState) {
+    let error: u32 = sock.sk.load(config!(offsets.sk_err));
+    let reset = error == ECONNRESET || error == EPIPE || error == ETIMEDOUT;
+    emit::fixed(
+        out,
+        &CloseEvent {
+            header: EventHeader {
+                kind: EventKind::Close as u8,
+                flags: if reset { flag::RESET } else { 0 },
+                payload_len: 0,
+                size: error,
+            },
+            sock: state.cookie,
+            time_ns: emit::now_ns(),
+            send_pos: sock.send_pos(state),
+            recv_pos: sock.tcp.load(config!(offsets.bytes_received)),
+        },
+    );
 }

@@ -7,7 +7,7 @@ use dprof_common::limits::ARRIVALS_MAX;
 
 use crate::access::Access;
 use crate::emit::{self, Out};
-use crate::maps::{SockState, open_window, state};
+use crate::maps::{SockState, open_gate, state};
 use crate::payload::{self, InCall};
 use crate::sock::TcpSock;
 use crate::state::{self as sockets, Watched, segment_idx};
@@ -20,12 +20,12 @@ const MSG_ERRQUEUE: i32 = 0x2000;
 /// A call that returned `ret` ended.
 #[inline(always)]
 pub(crate) fn ended<A: Access>(out: Out, sk: u64, ret: i32, flags: i32, mut at: InCall) -> Option<()> {
-    let window = open_window()?;
+    let word = open_gate()?;
     if ret <= 0 || flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE) != 0 {
         return None;
     }
     at.may_read &= copies(flags);
-    let Watched { sock, state, pid_tgid } = sockets::watched::<A>(out, sk, window)?;
+    let Watched { sock, state, pid_tgid } = sockets::watched::<A>(out, sk, word)?;
     report(out, sock, state, pid_tgid, ret as u32, at);
     None
 }
@@ -40,15 +40,15 @@ pub(crate) fn copies(flags: i32) -> bool {
 /// nowhere else.
 #[inline(always)]
 pub(crate) fn consumed<A: Access>(out: Out, sk: u64) -> Option<()> {
-    let window = open_window()?;
+    let word = open_gate()?;
     if !payload::is_splice() {
         return None;
     }
     let sock = TcpSock::<A>::new(sk)?;
     // A socket that is seen for the first time has no earlier position to count from: this makes it one.
-    let moved = sock.read_seq().wrapping_sub(sockets::wanted(sock, window)?.reported_seq);
+    let moved = sock.read_seq().wrapping_sub(sockets::wanted(sock, word)?.reported_seq);
     if moved != 0 && moved < 1 << 31 {
-        let Watched { sock, state, pid_tgid } = sockets::watched::<A>(out, sk, window)?;
+        let Watched { sock, state, pid_tgid } = sockets::watched::<A>(out, sk, word)?;
         report(out, sock, state, pid_tgid, moved, InCall::NOWHERE);
     }
     None

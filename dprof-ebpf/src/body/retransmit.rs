@@ -4,14 +4,14 @@ use dprof_common::event::{EventHeader, EventKind, RetransmitEvent};
 
 use crate::access::{Access, Ptr};
 use crate::emit::{self, Out};
-use crate::maps::{config, open_window, state};
+use crate::maps::{config, open_gate, state};
 use crate::sock::TcpSock;
 use crate::state as sockets;
 
 /// A segment is sent again.
 #[inline(always)]
 pub(crate) fn again<A: Access>(out: Out, sk: u64, skb: u64) -> Option<()> {
-    open_window()?;
+    open_gate()?;
     let sock = TcpSock::<A>::new(sk)?;
     let state = sockets::existing(sock);
     if state.is_null() {

@@ -4,7 +4,7 @@ use dprof_common::event::{EventHeader, EventKind, FirstDepartureEvent, SendEvent
 
 use crate::access::Access;
 use crate::emit::{self, Out};
-use crate::maps::{SockState, config, open_window};
+use crate::maps::{SockState, config, open_gate};
 use crate::payload::{self, InCall};
 use crate::sock::TcpSock;
 use crate::state::{self, Watched};
@@ -15,9 +15,9 @@ const SK_PACING_FQ: u32 = 2;
 /// A call that handed over `ret` bytes ended, or failed.
 #[inline(always)]
 pub(crate) fn ended<A: Access>(out: Out, sk: u64, ret: i32, at: InCall) -> Option<()> {
-    let window = open_window()?;
+    let word = open_gate()?;
     if ret > 0 {
-        let Watched { sock, state, pid_tgid } = state::watched::<A>(out, sk, window)?;
+        let Watched { sock, state, pid_tgid } = state::watched::<A>(out, sk, word)?;
         let end_seq = sock.write_seq();
         report(out, sock, state, Part { pid_tgid, size: ret as u32, end_seq, at });
     } else {
@@ -35,12 +35,12 @@ pub(crate) fn ended<A: Access>(out: Out, sk: u64, ret: i32, at: InCall) -> Optio
 /// that fits a segment leaves when it ends, and [`ended`] knows.
 #[inline(always)]
 pub(crate) fn began<A: Access>(sk: u64, left: u64, size_goal: Option<u32>) -> Option<()> {
-    let window = open_window()?;
+    let word = open_gate()?;
     let sock = TcpSock::<A>::new(sk)?;
     if !is_large(sock, left, size_goal) {
         return None;
     }
-    note_large(sock, state::wanted(sock, window)?);
+    note_large(sock, state::wanted(sock, word)?);
     None
 }
 

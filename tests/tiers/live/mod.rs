@@ -24,4 +24,5 @@ mod skew;
 mod split;
 mod tls;
 mod tshark;
+mod watched;
 mod window;

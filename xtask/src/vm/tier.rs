@@ -14,7 +14,7 @@ const TEST_ALL: &str = "live::same::";
 
 /// Tests for each way. Each starts an agent, which takes a few seconds under emulation: so these few, of the live
 /// tier's many.
-const TESTS: [&str; 12] = [
+const TESTS: [&str; 13] = [
     "live::between::",
     "live::calls::every_form_of_sending_and_receiving_shows_its_bytes",
     "live::calls::bytes_by_sendfile_and_splice_are_counted_exactly",
@@ -27,6 +27,7 @@ const TESTS: [&str; 12] = [
     "live::split::a_large_request_read_in_one_call_has_the_arrival_of_its_last_byte",
     "live::split::a_large_reply_streams",
     "live::split::a_paced_reply_does_not_depart_in_the_future",
+    "live::watched::connections_go_and_come_with_their_ports_whatever_their_age",
 ];
 
 /// Tests for events by perf buffers: the hooks are those of the other way.

@@ -3,7 +3,7 @@
 use bytemuck::bytes_of;
 use dprof_common::event::{
     Arrival, ArrivalsEvent, ClockEvent, CloseEvent, EventHeader, EventKind, FirstDepartureEvent, LostEvent,
-    OpenEvent, RecvEvent, RetransmitEvent, SendEvent,
+    OpenEvent, PortsEvent, RecvEvent, RetransmitEvent, SendEvent,
 };
 use dprof_common::limits::ARRIVALS_MAX;
 use proptest::collection::vec;
@@ -127,6 +127,10 @@ fn record_bytes() -> impl Strategy<Value = Vec<u8>> {
         1 => common.clone().prop_map(move |(_, _, a, b, ..)| {
             let event = ClockEvent { header: header(EventKind::Clock, 0, 0, 0), monotonic_ns: a, unix_ns: b };
             bytes_of(&event).to_vec()
+        }),
+        1 => (common.clone(), payload()).prop_map(move |((_, flags, a, ..), ports)| {
+            let event = PortsEvent { header: header(EventKind::Ports, flags, ports.len() as u16, 0), time_ns: a };
+            [bytes_of(&event), &ports].concat()
         }),
         1 => common.prop_map(move |(_, _, a, b, c, _)| {
             let event = LostEvent { header: header(EventKind::Lost, 0, 0, a as u32), time_ns: b, count: c };

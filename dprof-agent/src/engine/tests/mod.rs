@@ -14,3 +14,4 @@ mod pairing;
 mod stage;
 mod timing;
 mod toy;
+mod watch;

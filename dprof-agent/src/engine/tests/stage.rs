@@ -23,7 +23,7 @@ use std::sync::Arc;
 use bytemuck::bytes_of;
 use dprof_common::event::{
     Arrival, ArrivalsEvent, ClockEvent, CloseEvent, EventHeader, EventKind, FirstDepartureEvent, ListenEvent,
-    LostEvent, OpenEvent, RecvEvent, RetransmitEvent, SendEvent, WindowEvent, flag,
+    LostEvent, OpenEvent, PortsEvent, RecvEvent, RetransmitEvent, SendEvent, WindowEvent, flag,
 };
 use dprof_common::flow::Flow;
 use dprof_common::limits::ARRIVALS_MAX;
@@ -173,6 +173,20 @@ impl Stage {
                 let flags = if word() == "opens" { flag::OPENED } else { 0 };
                 let event = WindowEvent { header: header(EventKind::Window, flags, 0, 0), time_ns };
                 self.record(&[bytes_of(&event)]);
+            }
+            "ports" => {
+                let mut flags = if word() == "begin" { flag::BEGINS } else { 0 };
+                let list = word();
+                if list == "all" {
+                    flags |= flag::ALL;
+                }
+                let ports: Vec<u8> = list
+                    .split(',')
+                    .filter_map(|port| port.parse::<u16>().ok())
+                    .flat_map(u16::to_le_bytes)
+                    .collect();
+                let event = PortsEvent { header: header(EventKind::Ports, flags, ports.len(), 0), time_ns };
+                self.record(&[bytes_of(&event), &ports]);
             }
             "tick" => self.clock(time_ns),
             other => panic!("'{other}' is no operation"),
