@@ -28,6 +28,9 @@ const SECONDS: u64 = 15;
 /// How long figures may take to be those of now.
 const FIGURES_WITHIN: Duration = Duration::from_secs(5);
 
+/// Events of one call: two ends, a send and a receive each, and their announcements.
+const EVENTS_OF_CALL_MAX: u64 = 8;
+
 /// A Redis with a folder of its own.
 fn redis(live: &Live, name: &str) -> Result<Subject> {
     let folder = live.path().join(name);
@@ -163,9 +166,7 @@ fn change_ports(is_loaded: bool) -> Result<()> {
     let after = poll::until(FIGURES_WITHIN, "the last call is counted", || {
         events(metrics).ok().filter(|now| *now > before)
     })?;
-    // Two ends, a send and a receive each, and the announcements of both.
-    const EVENTS_MAX: u64 = 8;
-    assert!(after - before <= EVENTS_MAX, "{} events of one call", after - before);
+    assert!(after - before <= EVENTS_OF_CALL_MAX, "{} events of one call", after - before);
 
     let (spans, ended) = finish(agent)?;
     let said = ended.stderr;
