@@ -145,7 +145,7 @@ fn conversation() -> impl Strategy<Value = Vec<(bool, Vec<u8>)>> {
     let payload = prop::sample::select(vec![
         (b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n".to_vec(), b"$3\r\nxyz\r\n".to_vec()),
         (
-            b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$30\r\n   $2014$ 1 5 0 1 1 *1 d *0\r\n\r\n\r\n".to_vec(),
+            b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$31\r\n   $2014$ 1 5 0 1 1 *1 d *0\r\n\r\n\r\n".to_vec(),
             b"+OK\r\n".to_vec(),
         ),
         (b"get k\r\n".to_vec(), b"END\r\n".to_vec()),
