@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
-use dprof_common::model::{Edge, EvidenceKind, Link, RunId, Side, Span, SpanId, TraceId};
+use dprof_common::model::{Edge, EvidenceKind, Link, Rollup, RunId, Side, Span, SpanId, TraceId};
 use dprof_store::conformance::{Maker, Random, run, slowest, span};
 use dprof_store::{
     Batch, Reader, Retention, RollupQuery, SpanQuery, StoreError, StoreUrl, open_reader, open_writer,
