@@ -4,7 +4,6 @@
 //! What a reader would get wrong: no request of a client is slow, since answers wait for the own rack only. The delay
 //! is seen in copies that nobody waits for.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -43,7 +42,36 @@ pub struct Outcome {
     /// What it prints: lag per replica, network time per link.
     pub table: String,
     /// One trace: the client's answer and each replica's write in the order of time.
-    pub figure: String,
+    pub figure: Vec<Moment>,
+}
+
+/// Something that happened in a trace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Time of day, `07:22:14.984652`.
+    pub time: String,
+    /// Datacenter, rack and node.
+    pub place: String,
+    /// What.
+    pub what: &'static str,
+    /// The message.
+    pub operation: String,
+}
+
+impl Moment {
+    /// Seconds of the day; `None`: it has no time.
+    pub fn seconds(&self) -> Option<f64> {
+        let mut seconds = 0.0;
+        for part in self.time.split(':') {
+            seconds = seconds * 60.0 + part.parse::<f64>().ok()?;
+        }
+        Some(seconds)
+    }
+
+    /// A line of a table.
+    pub fn line(&self) -> String {
+        format!("{}  {:<16}  {:<25}  {}", self.time, self.place, self.what, self.operation)
+    }
 }
 
 impl Outcome {
@@ -127,10 +155,10 @@ fn blamed(said: &Value) -> Vec<[String; 2]> {
     delayed.map(|link| [name(link, 0), name(link, 1)]).collect()
 }
 
-/// The client's request and answer, and each replica's write, one a line.
-fn figure(rows: &[Value]) -> String {
+/// The client's request and answer, and each replica's write.
+fn figure(rows: &[Value]) -> Vec<Moment> {
     let text = |row: &Value, field: &str| row[field].as_str().unwrap_or_default().to_owned();
-    let mut lines = String::new();
+    let mut moments = Vec::new();
     for row in rows {
         let (service, message) = (text(row, "service"), text(row, "message"));
         let what = match (service.as_str(), message.as_str()) {
@@ -142,10 +170,14 @@ fn figure(rows: &[Value]) -> String {
         let place = [text(row, "datacenter"), text(row, "rack"), text(row, "node")];
         let place: Vec<String> = place.into_iter().filter(|part| !part.is_empty()).collect();
         let timestamp = text(row, "timestamp");
-        let time = timestamp.get(11..26).unwrap_or_default();
-        let _ = writeln!(lines, "{time}  {:<16}  {what:<25}  {}", place.join("/"), text(row, "operation"));
+        moments.push(Moment {
+            time: timestamp.get(11..26).unwrap_or_default().to_owned(),
+            place: place.join("/"),
+            what,
+            operation: text(row, "operation"),
+        });
     }
-    lines
+    moments
 }
 
 #[cfg(test)]
@@ -167,11 +199,16 @@ mod tests {
             row("redis-server", "request", Some("dc1")),
             row("redis-server", "response", Some("dc1")),
         ];
+        let moments = figure(&rows);
         assert_eq!(
-            figure(&rows),
-            "06:00:00.123456  node1             the client has its answer  bytes\n\
-             06:00:00.123456  dc1/rack1/node1   the replica writes         bytes\n"
+            moments.iter().map(Moment::line).collect::<Vec<_>>(),
+            [
+                "06:00:00.123456  node1             the client has its answer  bytes",
+                "06:00:00.123456  dc1/rack1/node1   the replica writes         bytes",
+            ]
         );
+        assert_eq!(moments[0].seconds(), Some(21_600.123_456));
+        assert_eq!(Moment { time: String::new(), ..moments[0].clone() }.seconds(), None);
     }
 
     #[test]
@@ -190,7 +227,7 @@ mod tests {
                 delay_us: 5_000,
                 blamed: blamed(&said(delayed)),
                 table: String::new(),
-                figure: String::new(),
+                figure: Vec::new(),
             };
             assert_eq!(outcome.is_right(), expected, "{delayed:?}");
         }

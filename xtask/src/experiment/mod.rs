@@ -1,6 +1,7 @@
 //! `cargo xtask experiment`: the experiments of *Dprof - Distributed System Profiling and Tracing* on real programs
 //! (docs/experiments.md).
 
+mod figure;
 mod prevalence;
 mod replication;
 mod sampling;

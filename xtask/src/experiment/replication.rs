@@ -1,8 +1,11 @@
 //! `cargo xtask experiment replication`: a delay on one link between datacenters, and which link the traces blame.
 
-use anyhow::{Context as _, Result, ensure};
-use dprof_tests::experiment::replication::run as run_once;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context as _, Result, ensure};
+use dprof_tests::experiment::replication::{Moment, Outcome, run as run_once};
+
+use super::figure::{self, Mark};
 use super::{folder, print};
 use crate::build::Programs;
 
@@ -19,8 +22,33 @@ pub(crate) struct Options {
     /// How many runs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     runs: u64,
+    /// Draw the trace of the first run
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     #[command(flatten)]
     programs: Programs,
+}
+
+/// The paper's figure 5: what happened where, and when.
+fn draw(path: &Path, outcome: &Outcome) -> Result<()> {
+    let times: Vec<f64> = outcome.figure.iter().filter_map(Moment::seconds).collect();
+    let start = times.iter().copied().fold(f64::INFINITY, f64::min);
+    let marks: Vec<Mark> = outcome
+        .figure
+        .iter()
+        .zip(&times)
+        .map(|(moment, time)| Mark {
+            at: (time - start) * 1e3,
+            place: moment.place.clone(),
+            kind: moment.what.to_owned(),
+        })
+        .collect();
+    let title = format!(
+        "A write and its copies; {} delayed by {:.1} ms each way",
+        outcome.delayed.join(" - "),
+        outcome.delay_us as f64 / 1e3
+    );
+    figure::timeline(path, &title, "ms since the client asked", &marks)
 }
 
 /// Runs it so many times, one after the other.
@@ -32,7 +60,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let folder = folder()?;
         let outcome = run_once(seed, folder.path()).with_context(|| format!("seed {seed}"))?;
         if seed == options.seed {
-            print(&format!("{}\n{}", outcome.table, outcome.figure));
+            let lines: Vec<String> = outcome.figure.iter().map(Moment::line).collect();
+            print(&format!("{}\n{}\n", outcome.table, lines.join("\n")));
+            if let Some(path) = &options.svg {
+                draw(path, &outcome)?;
+            }
         }
         let links = |links: &[[String; 2]]| match links {
             [] => "none".to_owned(),

@@ -1,8 +1,11 @@
 //! `cargo xtask experiment sampling`: what each keep ratio costs, keeps, and lets one say.
 
-use anyhow::{Context as _, Result, ensure};
-use dprof_tests::experiment::sampling::{Came, Outcome, run as run_once};
+use std::path::PathBuf;
 
+use anyhow::{Context as _, Result, ensure};
+use dprof_tests::experiment::sampling::{Came, Estimate, Outcome, run as run_once};
+
+use super::figure::{self, Series};
 use super::{RATIOS, folder, print};
 use crate::build::Programs;
 
@@ -18,6 +21,9 @@ pub(crate) struct Options {
     /// Runs without and with an agent, for each ratio
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     pairs: u64,
+    /// Draw estimates and truths
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     #[command(flatten)]
     programs: Programs,
 }
@@ -26,6 +32,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let steps = options.programs.ready()?;
     let mut outside = Vec::new();
+    let mut outcomes = Vec::new();
     let mut estimates = String::from("RATIO  ESTIMATE     VALUE      FROM        TO     TRUTH\n");
     print("RATIO  REQUESTS    KEPT   SHARE   WHOLE  EXAMPLES  REQUESTS/S  SUBJECT CPU  AGENT CPU");
     for ratio in RATIOS {
@@ -49,10 +56,41 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             }
         }
         ensure!(outcome.whole == outcome.kept, "{} of {} kept traces are whole", outcome.whole, outcome.kept);
+        outcomes.push(outcome);
     }
     print(&format!("\n{estimates}"));
     print(&format!("outside of their interval: {}", outside.len()));
+    if let Some(path) = &options.svg {
+        let title = "Latency of GET from the traces that were kept";
+        figure::lines(path, title, "keep ratio", &RATIOS, "microseconds", &series(&outcomes))?;
+    }
     Ok(())
+}
+
+/// A number of an estimate, nanoseconds, where there is one.
+type Part = fn(&Estimate) -> Option<u64>;
+
+/// Percentiles of `GET`: the interval's ends and the truth, by ratio.
+fn series(outcomes: &[Outcome]) -> Vec<Series> {
+    let mut drawn = Vec::new();
+    for name in ["GET p50", "GET p90", "GET p99"] {
+        let of = |value: Part| -> Vec<Option<f64>> {
+            let found =
+                outcomes.iter().map(|outcome| outcome.estimates.iter().find(|found| found.name == name));
+            found.map(|found| found.and_then(value).map(|ns| ns as f64 / 1e3)).collect()
+        };
+        let parts: [(&str, Part); 3] = [
+            ("at least", |found| Some(found.low)),
+            ("at most", |found| found.high),
+            ("in truth", |found| Some(found.truth)),
+        ];
+        drawn.extend(parts.map(|(part, value)| Series {
+            name: format!("{name} {part}"),
+            is_dashed: part != "in truth",
+            points: of(value),
+        }));
+    }
+    drawn
 }
 
 /// Counts as they are, times in microseconds.
