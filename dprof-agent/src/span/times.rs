@@ -114,9 +114,6 @@ pub(crate) fn half_times(
         Ended::OneWay => (None, request.done_ns()),
     };
     let response_first = response.and_then(|response| response.first.wire_ns);
-    let reversed = |before: Option<u64>, after: Option<u64>| {
-        before.zip(after).is_some_and(|(before, after)| after < before)
-    };
     let contradictory = end < start
         || reversed(request.last.wire_ns, response_first)
         || reversed(request_read, response_first)
@@ -136,27 +133,25 @@ pub(crate) fn half_times(
     (times, contradictory)
 }
 
+/// Whether both are known, and the later one is before the earlier one.
+fn reversed(before: Option<u64>, after: Option<u64>) -> bool {
+    before.zip(after).is_some_and(|(before, after)| after < before)
+}
+
 /// Marks a departure that lies after the arrival at the other end, both halves being of one clock.
 ///
 /// Bytes of one call leave when the windows of the connection let them, and the call's end knows only when the last of
 /// them left: of those before it that is an upper bound, which the arrival can disprove.
 pub(crate) fn mark_late_departures(client: &mut Half, server: &mut Half) {
-    let late = |left: [Option<u64>; 2], arrived: [Option<u64>; 2]| {
-        left.into_iter()
-            .zip(arrived)
-            .any(|pair| matches!(pair, (Some(left), Some(arrived)) if arrived < left))
-    };
     let (asked, served) = (&client.times, &server.times);
-    if late(
-        [asked.request_first_ns, asked.request_last_ns],
-        [served.request_first_ns, served.request_last_ns],
-    ) {
+    if reversed(asked.request_first_ns, served.request_first_ns)
+        || reversed(asked.request_last_ns, served.request_last_ns)
+    {
         client.flags.insert(HalfFlags::REQUEST_TIME_APPROXIMATE);
     }
-    if late(
-        [served.response_first_ns, served.response_last_ns],
-        [asked.response_first_ns, asked.response_last_ns],
-    ) {
+    if reversed(served.response_first_ns, asked.response_first_ns)
+        || reversed(served.response_last_ns, asked.response_last_ns)
+    {
         server.flags.insert(HalfFlags::RESPONSE_TIME_APPROXIMATE);
     }
 }
