@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use dprof_common::model::{EvidenceKind, Link, Rollup, RollupKey, Span, SpanId};
+use dprof_common::model::{Edge, EvidenceKind, Link, Rollup, RollupKey, Span, SpanId};
 use dprof_store::conformance::{EPOCH_NS, Maker, Random, run, slowest, span};
 use dprof_store::{Batch, Order, Reader, Retention, StoreUrl, open_reader, open_writer};
 
@@ -163,8 +163,11 @@ async fn main() {
             some.push(spans[(batch_spans / 2) as usize].clone());
         }
         let is_last = seq == n_spans / batch_spans;
-        let rollups = if step_us.is_some() { minutes.count(&spans, is_last) } else { Vec::new() };
-        let batch = Batch { seq, spans, rollups, ..Batch::default() };
+        let (rollups, edges) = match step_us {
+            Some(_) => (minutes.count(&spans, is_last), Edge::of(&spans)),
+            None => (Vec::new(), Vec::new()),
+        };
+        let batch = Batch { seq, spans, rollups, edges };
         let (start, cpu_start) = (Instant::now(), thread_cpu());
         writer.write(&batch).await.expect("writes");
         if seq % 50 == 0 {
