@@ -17,8 +17,9 @@ mod top;
 mod tree;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Debug;
 use std::hash::{Hash as _, Hasher as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use dprof_common::model::{KeepReason, ProcessInfo, Span, SpanFlags, SpanId, TraceId};
@@ -27,7 +28,7 @@ use rustc_hash::{FxHashMap, FxHasher};
 use budget::Budgets;
 use threshold::Thresholds;
 use top::Tops;
-use tree::{Fate, Trees};
+use tree::{Fate, GivenUp, Trees};
 
 /// Words about RPCs that were not seen yet, or not seen to end; the oldest beyond are forgotten.
 const WORDS_MAX: usize = 65_536;
@@ -103,6 +104,12 @@ pub struct Word {
     pub reason: KeepReason,
 }
 
+/// Who else is there.
+pub trait Reach: Debug + Send + Sync {
+    /// Whether an agent that watches `address` is there to be heard: then what it does not say it does not keep.
+    fn reaches(&self, address: IpAddr) -> bool;
+}
+
 /// What the stage did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct KeepCounters {
@@ -144,6 +151,7 @@ pub(crate) struct Keeper {
     words_due: VecDeque<(u64, SpanId)>,
     /// Words for others: to the agent that watches this address.
     said: Vec<(SocketAddr, Word)>,
+    reach: Option<Arc<dyn Reach>>,
     counters: KeepCounters,
 }
 
@@ -195,8 +203,14 @@ impl Keeper {
             words: FxHashMap::default(),
             words_due: VecDeque::new(),
             said: Vec::new(),
+            reach: None,
             counters: KeepCounters::default(),
         }
+    }
+
+    /// Who else is there; without, nobody is known to be.
+    pub(crate) fn set_reach(&mut self, reach: Arc<dyn Reach>) {
+        self.reach = Some(reach);
     }
 
     /// Other options from now on; what is held is judged by them.
@@ -430,13 +444,17 @@ impl Keeper {
     }
 
     /// Nothing was heard of a span's trace while it was held.
-    fn give_up(&mut self, (span, fate): (Span, Fate), out: &mut Vec<Span>) {
+    fn give_up(&mut self, GivenUp { span, fate, caller }: GivenUp, out: &mut Vec<Span>) {
         let is_fragment = span.flags.contains(SpanFlags::FRAGMENT);
         let reason = match fate {
             Fate::Kept(kept) => return self.give(span, kept, out),
             // It keeps its own name, and readers stitch it.
             Fate::Wanted(reason) => Some((reason, 1.0)),
-            Fate::Undecided if is_fragment && is_sampled(span.trace_id, self.options.ratio) => {
+            Fate::Undecided
+                if is_fragment
+                    && is_sampled(span.trace_id, self.options.ratio)
+                    && !self.would_have_heard_of(caller) =>
+            {
                 Some((KeepReason::Unconfirmed, self.options.ratio))
             }
             Fate::Undecided => None,
@@ -447,6 +465,10 @@ impl Keeper {
             }
             None => self.counters.forgotten += 1,
         }
+    }
+
+    fn would_have_heard_of(&self, caller: Option<IpAddr>) -> bool {
+        self.reach.as_ref().zip(caller).is_some_and(|(reach, caller)| reach.reaches(caller))
     }
 
     /// Everything whose time is over by now.

@@ -7,6 +7,8 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 use super::*;
 use crate::span::testing::half;
 
+mod between;
+
 const MS: u64 = 1_000_000;
 const HOLD_NS: u64 = 5_000 * MS;
 
@@ -191,9 +193,9 @@ fn the_slowest_hundredth_of_roots_is_kept() {
     let slowest = durations[durations.len() * 99 / 100];
     let kept = std::mem::take(&mut bench.out);
     let slow: Vec<&Span> = kept.iter().filter(|span| span.reason == KeepReason::Slow).collect();
-    // The sketch is right to a hundredth of the duration.
+    // The bound lies below the quantile by what a thousand durations leave open, and by the sketch's hundredth.
     assert!((250..=1_000).contains(&slow.len()), "{}", slow.len());
-    let is_near = |span: &Span| span.duration_ns() as f64 > slowest as f64 * 0.97;
+    let is_near = |span: &Span| span.duration_ns() as f64 > slowest as f64 * 0.95;
     assert!(slow.iter().all(|span| is_near(span)));
     // Before anything is known of an operation its slowest so far are kept.
     let n_top = kept.iter().filter(|span| span.reason == KeepReason::Top).count();
@@ -325,6 +327,28 @@ fn what_no_word_reaches_keeps_its_own_name_and_reason() {
     assert_eq!(bench.kept(), []);
     bench.pass(6_000);
     assert_eq!(bench.kept(), [(sampled, sampled, KeepReason::Unconfirmed)]);
+}
+
+#[test]
+fn what_an_agent_that_is_there_does_not_say_is_not_kept() {
+    #[derive(Debug)]
+    struct Known(bool);
+    impl Reach for Known {
+        fn reaches(&self, address: IpAddr) -> bool {
+            assert!(address.is_loopback(), "the caller of these spans");
+            self.0
+        }
+    }
+    let sampled = id(1, 0.5, true);
+    for is_there in [false, true] {
+        let mut bench = Bench::new(with_peers(0.5));
+        bench.keeper.set_reach(Arc::new(Known(is_there)));
+        // The inner span is older than the one that came from above.
+        bench.add(fragment(span(sampled, 1_000_000, BOTH, 1_000)));
+        bench.add(fragment(span(sampled, sampled, &[Side::Server], 1_000)));
+        bench.pass(6_000);
+        assert_eq!(bench.kept().len(), if is_there { 0 } else { 2 });
+    }
 }
 
 #[test]

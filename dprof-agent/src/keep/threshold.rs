@@ -1,4 +1,9 @@
 //! How slow an operation usually is: running quantiles of the last one to two minutes, by sketches.
+//!
+//! What a reader would get wrong: what is kept is a little more than the slowest hundredth. The quantile of n durations
+//! is known to the rank ± √(n q (1 - q)) only, and to a hundredth of its value by the sketch; at its middle every other
+//! time some of the true slowest hundredth would be missed. So for roots its lower bound is taken (Conover, *Practical
+//! Nonparametric Statistics*, 3rd ed., 3.2: binomial bounds of a quantile).
 
 use dprof_common::model::Sketch;
 use rustc_hash::FxHashMap;
@@ -12,6 +17,11 @@ const OPERATIONS_MAX: usize = 4096;
 /// A root is slow beyond this quantile, an inner span beyond the other: one request has many of those.
 const ROOT_QUANTILE: f64 = 0.99;
 const INNER_QUANTILE: f64 = 0.999;
+
+/// Standard deviations between a quantile's rank and its lower bound: it lies below in 99 of 100 cases.
+const BOUND: f64 = 2.33;
+/// What a sketch may say too much, as a part of the value.
+const SKETCH_ERROR: f64 = 0.01;
 
 /// Durations before a quantile is believed: ten times what lies beyond it.
 const ROOT_COUNT_MIN: u64 = 1_000;
@@ -38,8 +48,10 @@ impl Operation {
         self.n = both.count();
         self.n_judged = self.n;
         let of = |quantile, count_min| both.quantile(quantile).filter(|_| self.n >= count_min);
-        let (root_ns, inner_ns) = (of(ROOT_QUANTILE, ROOT_COUNT_MIN), of(INNER_QUANTILE, INNER_COUNT_MIN));
-        (self.root_ns, self.inner_ns) = (root_ns, inner_ns);
+        let bound =
+            ROOT_QUANTILE - BOUND * (ROOT_QUANTILE * (1.0 - ROOT_QUANTILE) / self.n.max(1) as f64).sqrt();
+        let root_ns = of(bound, ROOT_COUNT_MIN).map(|ns| (ns as f64 * (1.0 - SKETCH_ERROR)) as u64);
+        (self.root_ns, self.inner_ns) = (root_ns, of(INNER_QUANTILE, INNER_COUNT_MIN));
     }
 }
 

@@ -4,7 +4,7 @@
 //! after the last of them, for children that end later.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use dprof_common::model::{KeepReason, Span, SpanFlags, SpanId, TraceId};
 use rustc_hash::FxHashMap;
@@ -32,6 +32,8 @@ pub(super) struct Tree {
     until_ns: u64,
     /// The agent above was asked.
     has_asked: bool,
+    /// Who called, as far as the topmost span of a part has come.
+    caller: Option<IpAddr>,
 }
 
 /// What waits in the ring.
@@ -41,6 +43,16 @@ enum Waiting {
     Span(u64),
     /// A decision.
     Fate,
+}
+
+/// A span whose time is over.
+#[derive(Debug)]
+pub(super) struct GivenUp {
+    pub(super) span: Span,
+    /// Of its trace.
+    pub(super) fate: Fate,
+    /// Who called this part of its trace, where that is known.
+    pub(super) caller: Option<IpAddr>,
 }
 
 /// All trees.
@@ -117,6 +129,7 @@ impl Trees {
             spans: VecDeque::new(),
             until_ns: 0,
             has_asked: false,
+            caller: None,
         })
     }
 
@@ -159,7 +172,10 @@ impl Trees {
         let due_ns = now_ns.saturating_add(self.hold_ns);
         let number = self.next;
         self.next += 1;
-        self.tree(trace).spans.push_back((number, span));
+        let caller = caller_of(&span).filter(|_| span_id == SpanId(trace.0 as u64));
+        let tree = self.tree(trace);
+        tree.caller = tree.caller.or(caller.map(|(address, _)| address.ip()));
+        tree.spans.push_back((number, span));
         self.held += 1;
         if leaves {
             self.calls.insert(span_id, trace);
@@ -177,7 +193,7 @@ impl Trees {
     }
 
     /// The oldest span of all, if more are held than may be.
-    pub(super) fn take_surplus(&mut self, now_ns: u64) -> Option<(Span, Fate)> {
+    pub(super) fn take_surplus(&mut self, now_ns: u64) -> Option<GivenUp> {
         if self.held <= self.held_max {
             return None;
         }
@@ -192,7 +208,7 @@ impl Trees {
     }
 
     /// The oldest span, if its time is over; decisions whose time is over are forgotten.
-    pub(super) fn take_due(&mut self, now_ns: u64) -> Option<(Span, Fate)> {
+    pub(super) fn take_due(&mut self, now_ns: u64) -> Option<GivenUp> {
         if now_ns >= self.horizon_until_ns {
             self.horizon_ns = self.hold_ns;
         }
@@ -205,10 +221,10 @@ impl Trees {
     }
 
     /// Takes the first entry out of the ring; the span, if it was still held.
-    fn pop(&mut self, now_ns: u64) -> Option<(Span, Fate)> {
+    fn pop(&mut self, now_ns: u64) -> Option<GivenUp> {
         let (_, trace, waiting) = self.ring.pop_front()?;
         let tree = self.trees.get_mut(&trace)?;
-        let fate = tree.fate;
+        let (fate, caller) = (tree.fate, tree.caller);
         let span = match waiting {
             Waiting::Span(number) if tree.spans.front().is_some_and(|(first, _)| *first == number) => {
                 self.take(trace)
@@ -228,6 +244,6 @@ impl Trees {
         if self.trees.get(&trace).is_some_and(|tree| tree.spans.is_empty() && tree.fate == Fate::Undecided) {
             self.trees.remove(&trace);
         }
-        span.map(|span| (span, fate))
+        span.map(|span| GivenUp { span, fate, caller })
     }
 }
