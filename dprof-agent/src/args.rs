@@ -351,7 +351,7 @@ fn options(args: RunArgs, config: Config, warnings: Vec<String>) -> Result<Optio
             kernel_options(&args, &config.filters, config.ring_bytes, duty_cycle, config.service_rules)?;
         Input::Kernel(options)
     };
-    let peers = args.peers.options()?;
+    let peers = args.peers.options(store.is_some())?;
     Ok(Options {
         input,
         store,

@@ -25,7 +25,7 @@ pub use self::counters::EngineCounters;
 use crate::args::EngineLimits;
 use crate::decode::{Event, decode};
 use crate::edges::Edges;
-use crate::keep::{KeepOptions, Keeper, Word};
+use crate::keep::{KeepOptions, Keeper, Reach, Word};
 use crate::link::LinkOptions;
 use crate::link::linker::Linker;
 use crate::protocol::capture::Capture;
@@ -224,6 +224,13 @@ impl Engine {
         self
     }
 
+    /// Which other agents there are.
+    #[must_use]
+    pub fn with_reach(mut self, reach: Arc<dyn Reach>) -> Self {
+        self.keeper.set_reach(reach);
+        self
+    }
+
     /// Obeys these settings from now on. Spans that wait for a word are judged by them too.
     pub fn obey(&mut self, settings: &Settings, out: &mut Output) {
         self.keeper.set_options(settings.keep.clone());
@@ -247,6 +254,13 @@ impl Engine {
         self.linker.set_wait(link_wait_ns(hold_ns));
         self.window.set_limits(hold_ns, held_max);
         self.keeper.set_limits(hold_ns, held_max);
+    }
+
+    /// Local addresses of the connections that were watched.
+    pub fn local_addresses(&self) -> Vec<IpAddr> {
+        let mut addresses: Vec<IpAddr> = self.local_addresses.iter().copied().collect();
+        addresses.sort_unstable();
+        addresses
     }
 
     /// A word of another agent about an RPC of which each sees one end.

@@ -364,6 +364,9 @@ impl EngineTask {
                     Question::Counters { answer } => {
                         let _ = answer.send(self.engine.counters());
                     }
+                    Question::LocalAddresses { answer } => {
+                        let _ = answer.send(self.engine.local_addresses());
+                    }
                     Question::Obey { settings, done } => {
                         self.engine.obey(&settings, &mut out);
                         let _ = done.send(());

@@ -113,7 +113,7 @@ fn run(options: &Options) -> anyhow::Result<u8> {
                 None
             }
         });
-        let peers = options.peers.as_ref().map(word_options).transpose()?;
+        let peers = options.peers.as_ref().map(|peers| word_options(peers, &info)).transpose()?;
         let metrics = options.guard.metrics.map(metrics::bind).transpose()?;
         member.iter().for_each(fleet::Member::prepare);
         // Everything is open and attached, and no thread has been started.
@@ -128,7 +128,7 @@ fn run(options: &Options) -> anyhow::Result<u8> {
                 Box::new(Tee { source: opened.source, recorder: started }) as Box<dyn Source>
             }
         };
-        let engine = Engine::new(engine_config(options, &info))
+        let mut engine = Engine::new(engine_config(options, &info))
             .with_capture(options.capture)
             .with_chosen(options.protocols)
             .with_keep(options.keep.clone());
@@ -139,6 +139,10 @@ fn run(options: &Options) -> anyhow::Result<u8> {
                 Some((Exchange::start(options, heard)?, words))
             }
         };
+        let meeting = peers.as_ref().map(|(exchange, _)| exchange.meeting());
+        if let Some(meeting) = &meeting {
+            engine = engine.with_reach(Arc::new(meeting.clone()));
+        }
         let running = pipeline::start(Stages {
             source,
             engine,
@@ -150,6 +154,7 @@ fn run(options: &Options) -> anyhow::Result<u8> {
         })?;
         let _control = socket.map(|socket| socket.serve(running.questions())).transpose()?;
         let asked = || metrics::Asked {
+            meeting: meeting.clone(),
             live: running.live(),
             questions: running.questions(),
             recording: recorder.as_ref().map(|recorder| Box::new(recorder.watch()) as Box<_>),
@@ -157,7 +162,7 @@ fn run(options: &Options) -> anyhow::Result<u8> {
             started_unix_ns: info.started_unix_ns,
         };
         let _metrics = metrics.map(|metrics| metrics.serve(asked())).transpose()?;
-        let serving = member.map(|member| member.start(&info, &running)).transpose()?;
+        let serving = member.map(|member| member.start(&info, &running, meeting.clone())).transpose()?;
         // From here on a signal ends the run in order; who reads "ready" may send one at once.
         let mut signals = Signals::watch()?;
         let place =
@@ -245,9 +250,9 @@ fn give_up_privileges(options: &Options, opened: &mut Opened) -> anyhow::Result<
 }
 
 /// Whom to tell and hear, with the secret that is read now, while everything can be.
-fn word_options(peers: &args::Peers) -> anyhow::Result<WordOptions> {
+fn word_options(peers: &args::Peers, info: &RunInfo) -> anyhow::Result<WordOptions> {
     let secret = words::read_secret(&peers.secret)?;
-    Ok(WordOptions { listen: peers.listen, peers: peers.peers.clone(), secret })
+    Ok(WordOptions { listen: peers.listen, peers: peers.peers.clone(), run: info.run_id, secret })
 }
 
 async fn join(running: Running) -> anyhow::Result<pipeline::Outcome> {

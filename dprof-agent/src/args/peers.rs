@@ -1,6 +1,6 @@
 //! Options that say which other agents are told and heard.
 
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 
 use crate::words::PORT_DEFAULT;
@@ -18,26 +18,30 @@ pub struct Peers {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PeerArgs {
-    /// Hear other agents on this address about traces that they keep [default port: 4717]
+    /// Hear other agents on this address about traces that they keep [default port: 4717; with a store and without --peer:
+    /// all addresses]
     #[arg(long, value_name = "ADDRESS", requires = "peer_secret", conflicts_with = "replay")]
     listen: Option<String>,
     /// Tell this agent about traces that are kept here; may be given many times [default port: 4717]
     #[arg(long = "peer", value_name = "ADDRESS", requires = "peer_secret", conflicts_with = "replay")]
     peers: Vec<String>,
-    /// File with what all agents know, readable by its owner only
-    #[arg(long, value_name = "FILE")]
+    /// File with what all agents know, readable by its owner only; with a store it names the agents to tell
+    #[arg(long, value_name = "FILE", conflicts_with = "replay")]
     peer_secret: Option<PathBuf>,
 }
 
 impl PeerArgs {
     /// Whom to tell and hear; `None`: nobody.
-    pub(super) fn options(&self) -> Result<Option<Peers>, String> {
+    pub(super) fn options(&self, has_store: bool) -> Result<Option<Peers>, String> {
         let Some(secret) = self.peer_secret.clone() else { return Ok(None) };
-        let listen = self.listen.as_deref().map(|text| address("--listen", text)).transpose()?;
+        let mut listen = self.listen.as_deref().map(|text| address("--listen", text)).transpose()?;
         let peers: Vec<_> =
             self.peers.iter().map(|text| address("--peer", text)).collect::<Result<_, _>>()?;
         if listen.is_none() && peers.is_empty() {
-            return Err("--peer-secret: give --listen or --peer with it".to_owned());
+            if !has_store {
+                return Err("--peer-secret: give --listen, --peer or --store with it".to_owned());
+            }
+            listen = Some((Ipv6Addr::UNSPECIFIED, PORT_DEFAULT).into());
         }
         Ok(Some(Peers { listen, peers, secret }))
     }

@@ -22,7 +22,8 @@ pub fn addresses(namespaces: &[PathBuf]) -> Vec<String> {
     found.into_iter().take(ADDRESSES_MAX).map(|address| address.to_string()).collect()
 }
 
-fn own() -> BTreeSet<IpAddr> {
+/// Addresses in this process's own namespace.
+pub fn own() -> BTreeSet<IpAddr> {
     let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
     // SAFETY: fills in the head of a list, which is freed below.
     if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
@@ -61,7 +62,7 @@ fn address_of(address: *const libc::sockaddr) -> Option<IpAddr> {
 }
 
 /// The same on every host, or of one cable only.
-const fn is_of_no_use(address: &IpAddr) -> bool {
+pub const fn is_of_no_use(address: &IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_loopback() || address.is_link_local(),
         IpAddr::V6(address) => address.is_loopback() || address.is_unicast_link_local(),

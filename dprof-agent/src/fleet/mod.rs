@@ -2,15 +2,17 @@
 //! its machine there.
 //!
 //! Every [`EVERY`] the newest documents are read, judged as a whole, obeyed, kept on disk as the last good copy, and a
-//! row about this agent is written. What a reader would get wrong: nothing here may stop anything. A store that is
+//! row about this agent is written, and the rows of the others say whom to tell about traces that are kept. What a reader would get wrong: nothing here may stop anything. A store that is
 //! away, damaged or slow costs this one thread its time; the pipeline goes on with what is in force.
 
 pub mod addresses;
 pub mod copy;
 pub mod host;
+pub mod meet;
 pub mod obey;
 pub mod report;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -22,15 +24,16 @@ use tokio::sync::oneshot;
 
 use crate::args::{Input, Options};
 use crate::clock::{process_cpu, read_clocks, wall_clock_error_ns};
-use crate::engine::EngineCounters;
 use crate::live::Live;
 use crate::pipeline::{Orders, Question, Running};
 use crate::settings::{self, Settings};
+use crate::words::Meeting;
 
 use self::copy::Copy;
 use self::host::{Minutes, Reading};
+use self::meet::Acquaintances;
 use self::obey::Obedience;
-use self::report::{Figures, Reporter};
+use self::report::{Figures, Reporter, Standing};
 
 /// How often the store is asked, and told: a change is in force within this and what the store takes to answer.
 pub const EVERY: Duration = Duration::from_secs(2);
@@ -38,6 +41,8 @@ pub const EVERY: Duration = Duration::from_secs(2);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// The engine answers between two blocks; one that does not for this long is left out of the row.
 const ENGINE_WITHIN: Duration = Duration::from_secs(1);
+/// The other agents' rows are read this often for each of them, nanoseconds: 100 agents read 10 rows a second each.
+const MEET_EVERY_PER_AGENT_NS: u64 = 100_000_000;
 /// At the end of a run the last row is waited for this long.
 const LAST_WORD_WITHIN: Duration = Duration::from_secs(2);
 /// Folder of the last good copy beside an embedded store, and in the spool's folder beside another.
@@ -115,12 +120,21 @@ impl Member {
         }
     }
 
-    /// Obeys and reports from now on, on a thread of its own.
-    pub fn start(self, info: &RunInfo, running: &Running) -> Result<Serving> {
-        let figures = FigureSource { live: running.live(), questions: running.questions() };
+    /// Obeys, reports and meets the others from now on, on a thread of its own. `meeting`: `None` if they are neither told
+    /// nor heard.
+    pub fn start(self, info: &RunInfo, running: &Running, meeting: Option<Meeting>) -> Result<Serving> {
+        let standing = Standing {
+            addresses: self.addresses,
+            hears: meeting.as_ref().map_or_else(Vec::new, |meeting| meeting.hears().to_vec()),
+            boot_id: boot_id(),
+        };
+        let acquaintances = Acquaintances::new(info.run_id, &standing.boot_id);
+        let figures = FigureSource { live: running.live(), questions: running.questions(), meeting };
         let (reading, unix_s) = look_at_host();
         let task = Task {
-            reporter: Reporter::new(info.clone(), self.addresses, figures.read()),
+            reporter: Reporter::new(info.clone(), standing, figures.read()),
+            acquaintances,
+            meet_at_ns: 0,
             store: self.store,
             copy: self.copy,
             obedience: self.obedience,
@@ -167,6 +181,7 @@ impl Serving {
 struct FigureSource {
     live: Arc<Live>,
     questions: mpsc::Sender<Question>,
+    meeting: Option<Meeting>,
 }
 
 impl FigureSource {
@@ -178,15 +193,32 @@ impl FigureSource {
             clock_error_ns: wall_clock_error_ns(),
             cpu_ns: process_cpu().as_nanos() as u64,
             live: self.live.snapshot(),
-            engine: self.engine(),
+            engine: self.ask(|answer| Question::Counters { answer }),
+            watches: self.watches(),
+            tells: self.meeting.as_ref().map_or(0, Meeting::tells),
         }
     }
 
-    fn engine(&self) -> Option<EngineCounters> {
+    /// What others go by; where nobody can be told, nobody needs it.
+    fn watches(&self) -> Vec<IpAddr> {
+        if self.meeting.is_none() {
+            return Vec::new();
+        }
+        let mut watches = self.ask(|answer| Question::LocalAddresses { answer }).unwrap_or_default();
+        watches.retain(|address| !addresses::is_of_no_use(address));
+        watches
+    }
+
+    fn ask<T>(&self, question: impl FnOnce(mpsc::SyncSender<T>) -> Question) -> Option<T> {
         let (answer, answered) = mpsc::sync_channel(1);
-        self.questions.send(Question::Counters { answer }).ok()?;
+        self.questions.send(question(answer)).ok()?;
         answered.recv_timeout(ENGINE_WITHIN).ok()
     }
+}
+
+fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    text.map_or_else(|_| String::new(), |text| text.trim().to_owned())
 }
 
 /// The machine's counters, and the time, seconds since the epoch.
@@ -203,6 +235,9 @@ struct Task {
     orders: Orders,
     figures: FigureSource,
     reporter: Reporter,
+    acquaintances: Acquaintances,
+    /// When the others are looked for again, monotonic.
+    meet_at_ns: u64,
     minutes: Minutes,
     control: Option<Box<dyn Control>>,
 }
@@ -212,6 +247,7 @@ impl Task {
         loop {
             self.look().await;
             self.report(false).await;
+            self.meet().await;
             self.report_host().await;
             tokio::select! {
                 _ = &mut stopped => break,
@@ -267,6 +303,24 @@ impl Task {
         // One that failed is opened anew the next time.
         self.control = documents.is_ok().then_some(control);
         documents
+    }
+
+    /// Looks for the others. All of a fleet read each other's rows: the more there are, the less often.
+    async fn meet(&mut self) {
+        let (Some(meeting), Some(control)) = (&self.figures.meeting, &self.control) else { return };
+        let clocks = read_clocks();
+        if clocks.monotonic_ns < self.meet_at_ns {
+            return;
+        }
+        match tokio::time::timeout(ANSWER_WITHIN, control.agents(clocks.unix_ns)).await {
+            Ok(Ok(rows)) => {
+                meeting.meet(&self.acquaintances.update(&rows, clocks.unix_ns, clocks.monotonic_ns));
+                self.meet_at_ns = clocks.monotonic_ns + MEET_EVERY_PER_AGENT_NS * rows.len() as u64;
+            }
+            // Those who were known still are.
+            Ok(Err(error)) => log::debug!("the other agents' rows: {error}"),
+            Err(_) => log::debug!("the other agents' rows: the store does not answer"),
+        }
     }
 
     async fn report(&mut self, ended: bool) {

@@ -1,6 +1,7 @@
 //! What the agent says of itself: figures of two moments into a row of the `agents` table.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 
 use dprof_common::drop_reason::DropReason;
 use dprof_store::RunInfo;
@@ -24,20 +25,35 @@ pub struct Figures {
     pub live: Snapshot,
     /// Of the engine; `None`: it did not answer.
     pub engine: Option<EngineCounters>,
+    /// Local addresses of the connections watched so far.
+    pub watches: Vec<IpAddr>,
+    /// Agents that are told which traces are kept.
+    pub tells: usize,
+}
+
+/// What stays as it is while the agent runs.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// Addresses of the host.
+    pub addresses: Vec<String>,
+    /// Where it hears other agents.
+    pub hears: Vec<SocketAddr>,
+    /// The kernel's id of this boot.
+    pub boot_id: String,
 }
 
 /// Makes rows: rates are since the last one.
 #[derive(Debug)]
 pub struct Reporter {
     info: RunInfo,
-    addresses: Vec<String>,
+    standing: Standing,
     before: Figures,
 }
 
 impl Reporter {
-    /// One for the run of `info` on a host with these addresses; `start`: figures of now.
-    pub const fn new(info: RunInfo, addresses: Vec<String>, start: Figures) -> Self {
-        Self { info, addresses, before: start }
+    /// One for the run of `info`; `start`: figures of now.
+    pub const fn new(info: RunInfo, standing: Standing, start: Figures) -> Self {
+        Self { info, standing, before: start }
     }
 
     /// The row of this moment.
@@ -50,7 +66,11 @@ impl Reporter {
         let state = AgentState {
             host: self.info.host.clone(),
             run_id: self.info.run_id.to_string(),
-            addresses: self.addresses.clone(),
+            addresses: self.standing.addresses.clone(),
+            watches: now.watches.iter().map(ToString::to_string).collect(),
+            hears: self.standing.hears.iter().map(ToString::to_string).collect(),
+            tells: now.tells as u64,
+            boot_id: self.standing.boot_id.clone(),
             kernel: self.info.kernel.clone(),
             backend: self.info.backend.clone(),
             version: self.info.version.clone(),
@@ -64,10 +84,7 @@ impl Reporter {
             store_error: live.store_error.clone().unwrap_or_default(),
             spool_bytes: live.spool.bytes,
             keep_horizon_ms: now.engine.map_or(0, |engine| engine.keep_horizon_ms),
-            clock: Clock {
-                synchronised: now.clock_error_ns.is_some(),
-                error_ns: now.clock_error_ns.unwrap_or(0),
-            },
+            clock: Clock { synchronised: now.clock_error_ns.is_some(), error_ns: now.clock_error_ns },
             cpu_share: now.cpu_ns.saturating_sub(self.before.cpu_ns) as f64 / passed_ns as f64,
             kernel_ns_per_s: counts.then(|| per_s(kernel_ns(live), kernel_ns(before))),
         };
@@ -117,7 +134,9 @@ mod tests {
 
     #[test]
     fn rates_are_those_between_two_rows() {
-        let mut reporter = Reporter::new(info(), vec!["10.0.0.1".to_owned()], Figures::default());
+        let standing =
+            Standing { hears: vec!["10.0.0.1:4717".parse().expect("an address")], ..Standing::default() };
+        let mut reporter = Reporter::new(info(), standing, Figures::default());
         let config = ConfigState::default();
         let mut now =
             Figures { monotonic_ns: 2_000_000_000, unix_ns: 9, cpu_ns: 500_000_000, ..Figures::default() };
@@ -128,6 +147,10 @@ mod tests {
         now.live.programs = vec![ProgramRuns { program: "on_send", runs: 1, run_ns: 1_000 }];
         let row = reporter.row(now.clone(), &config, false);
         assert_eq!((row.run_id.as_str(), row.host.as_str()), ("00000000000000000000000000000007", "web-1"));
+        assert_eq!(
+            (row.hears.as_slice(), row.clock.error_ns),
+            (["10.0.0.1:4717".to_owned()].as_slice(), None)
+        );
         assert!((row.events_per_s - 200.0).abs() < 1e-6 && (row.spans_per_s - 10.0).abs() < 1e-6, "{row:?}");
         assert!((row.cpu_share - 0.25).abs() < 1e-6, "{row:?}");
         assert_eq!(row.kernel_ns_per_s, None, "the first row has nothing to compare with");
@@ -137,7 +160,7 @@ mod tests {
         now.clock_error_ns = Some(70);
         let row = reporter.row(now, &config, true);
         assert_eq!((row.events_per_s, row.kernel_ns_per_s), (0.0, Some(2_000.0)));
-        assert_eq!(row.clock, Clock { synchronised: true, error_ns: 70 });
+        assert_eq!(row.clock, Clock { synchronised: true, error_ns: Some(70) });
         assert!(row.ended);
     }
 }

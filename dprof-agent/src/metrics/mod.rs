@@ -14,6 +14,7 @@ use crate::engine::EngineCounters;
 use crate::live::Snapshot;
 use crate::pipeline::{EVENTS_BYTES_MAX, SPANS_WAITING_MAX};
 use crate::source::recording::RecorderCounters;
+use crate::words::WordCounters;
 
 pub use self::process::ProcessFigures;
 pub use self::server::{Asked, Bound, bind};
@@ -55,6 +56,8 @@ pub struct Figures {
     pub engine: Option<EngineCounters>,
     /// Of the recording, if there is one.
     pub recording: Option<RecorderCounters>,
+    /// Of words between agents, and how many agents are told; `None`: none are.
+    pub words: Option<(WordCounters, usize)>,
     /// Of the process.
     pub process: ProcessFigures,
 }
@@ -100,6 +103,7 @@ fn families(figures: &Figures) -> Vec<Family> {
     let mut all = of_the_agent(figures);
     all.extend(of_capture(figures));
     all.extend(of_the_engine(figures.engine.as_ref()));
+    all.extend(of_words(figures.words));
     all.extend(of_the_store(figures));
     all.extend(of_a_recording(figures.recording.as_ref()));
     all.extend(of_the_process(&figures.process));
@@ -200,6 +204,48 @@ fn of_the_engine(engine: Option<&EngineCounters>) -> Vec<Family> {
         Family { name, kind, help, samples }
     })
     .collect()
+}
+
+fn of_words(words: Option<(WordCounters, usize)>) -> Vec<Family> {
+    let of = |name: &str, kind, help: &str, value: fn(&WordCounters) -> u64| {
+        let samples = words.iter().map(|(counters, _)| (String::new(), value(counters) as f64));
+        family(name, kind, help, samples.collect())
+    };
+    let tells = words.iter().map(|(_, tells)| (String::new(), *tells as f64)).collect();
+    vec![
+        family("dprof_peers", Kind::Gauge, "Agents that are told which traces are kept.", tells),
+        of(
+            "dprof_words_sent_total",
+            Kind::Counter,
+            "Words to other agents, one for each that got it.",
+            |words| words.sent,
+        ),
+        of(
+            "dprof_words_sent_bytes_total",
+            Kind::Counter,
+            "Bytes of the frames that carried them.",
+            |words| words.sent_bytes,
+        ),
+        of(
+            "dprof_words_unsent_total",
+            Kind::Counter,
+            "Words that found no room, or waited until nobody could use them.",
+            |words| words.unsent,
+        ),
+        of("dprof_words_received_total", Kind::Counter, "Words received.", |words| words.received),
+        of(
+            "dprof_words_ignored_total",
+            Kind::Counter,
+            "Words received faster than an agent may speak, or than the engine hears.",
+            |words| words.ignored,
+        ),
+        of(
+            "dprof_words_refused_total",
+            Kind::Counter,
+            "Connections ended because what came was no frame or not sealed with the secret.",
+            |words| words.refused,
+        ),
+    ]
 }
 
 fn of_the_store(figures: &Figures) -> Vec<Family> {

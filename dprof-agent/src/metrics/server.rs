@@ -25,6 +25,7 @@ use crate::engine::EngineCounters;
 use crate::live::{Live, PUBLISH_EVERY_NS};
 use crate::pipeline::Question;
 use crate::source::recording::RecorderCounters;
+use crate::words::Meeting;
 
 /// Connections at once: a scraper has one, a person some.
 const CONNECTIONS_MAX: usize = 64;
@@ -47,6 +48,8 @@ pub struct Asked {
     pub live: Arc<Live>,
     /// The engine.
     pub questions: mpsc::Sender<Question>,
+    /// Other agents; `None`: none are told or heard.
+    pub meeting: Option<Meeting>,
     /// The recording.
     pub recording: Option<Box<dyn Fn() -> RecorderCounters + Send + Sync>>,
     /// Where events come from.
@@ -188,6 +191,7 @@ fn gather(asked: &Asked) -> Figures {
         backend: asked.backend,
         live: asked.live.snapshot(),
         engine: ask_engine(&asked.questions),
+        words: asked.meeting.as_ref().map(|meeting| (meeting.counters(), meeting.tells())),
         recording: asked.recording.as_ref().map(|counters| counters()),
         process: ProcessFigures::read(asked.started_unix_ns),
     }

@@ -3,6 +3,7 @@
 //! What a reader would get wrong: each stage changes between two blocks or batches, so nothing is cut in half; but stages
 //! change one after the other, within a twentieth of a second.
 
+use std::net::IpAddr;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -31,6 +32,11 @@ pub enum Question {
         limit: usize,
         /// Where the answer goes.
         answer: mpsc::SyncSender<Vec<OpenRequest>>,
+    },
+    /// Local addresses of the connections that were watched.
+    LocalAddresses {
+        /// Where the answer goes.
+        answer: mpsc::SyncSender<Vec<IpAddr>>,
     },
     /// Counters now.
     Counters {

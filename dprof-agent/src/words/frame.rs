@@ -1,15 +1,16 @@
 //! What goes over the wire: the listener's greeting with a number used once, then frames of the one who connected.
 //!
 //! ```text
-//! greeting  "dprofw1\n"  nonce[32]
+//! greeting  "dprofw2\n"  nonce[32]  run[16]
 //! frame     length u32 (of what follows), seal[32], protobuf
 //! ```
-//! The seal is HMAC-SHA256 (RFC 2104, FIPS 198-1) over nonce, number of the frame and protobuf: a frame cannot be
-//! forged, and one that was overheard fits no other connection and no other place in this one.
+//! `run` is the listener's run id, high byte first: an address may lead to another agent than it is thought to, or back to
+//! the one who connects. The seal is HMAC-SHA256 (RFC 2104, FIPS 198-1) over nonce, run, number of the frame and
+//! protobuf: a frame cannot be forged, and one that was overheard fits no other connection and no other place in this one.
 
 use std::fmt;
 
-use dprof_common::model::{KeepReason, SpanId, TraceId};
+use dprof_common::model::{KeepReason, RunId, SpanId, TraceId};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use prost::Message as _;
 use sha2::Sha256;
@@ -17,8 +18,10 @@ use sha2::Sha256;
 use crate::keep::Word;
 
 /// First bytes of a listener.
-pub(super) const MAGIC: [u8; 8] = *b"dprofw1\n";
+pub(super) const MAGIC: [u8; 8] = *b"dprofw2\n";
 pub(super) const NONCE_BYTES: usize = 32;
+const RUN_BYTES: usize = 16;
+pub(super) const GREETING_BYTES: usize = MAGIC.len() + NONCE_BYTES + RUN_BYTES;
 pub(super) const SEAL_BYTES: usize = 32;
 /// Longest frame, bytes.
 pub(super) const FRAME_BYTES_MAX: usize = 64 * 1024;
@@ -63,22 +66,52 @@ struct PackedWord {
     reason: u32,
 }
 
+/// What a listener says first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Greeting {
+    /// Never the same twice.
+    pub(super) nonce: [u8; NONCE_BYTES],
+    /// Who listens.
+    pub(super) run: RunId,
+}
+
+impl Greeting {
+    pub(super) fn to_bytes(self) -> [u8; GREETING_BYTES] {
+        let mut bytes = [0; GREETING_BYTES];
+        let (magic, rest) = bytes.split_at_mut(MAGIC.len());
+        let (nonce, run) = rest.split_at_mut(NONCE_BYTES);
+        magic.copy_from_slice(&MAGIC);
+        nonce.copy_from_slice(&self.nonce);
+        run.copy_from_slice(&self.run.0.to_be_bytes());
+        bytes
+    }
+
+    /// `None`: no agent of this version listens.
+    pub(super) fn of(bytes: &[u8; GREETING_BYTES]) -> Option<Self> {
+        let rest = bytes.strip_prefix(&MAGIC)?;
+        let (nonce, run) = rest.split_first_chunk()?;
+        let run = u128::from_be_bytes(run.try_into().ok()?);
+        Some(Self { nonce: *nonce, run: RunId(run) })
+    }
+}
+
 /// Frames of one connection, at either end.
 pub(super) struct Sealer {
     key: Secret,
-    nonce: [u8; NONCE_BYTES],
+    greeting: Greeting,
     next: u64,
 }
 
 impl Sealer {
-    pub(super) const fn new(key: Secret, nonce: [u8; NONCE_BYTES]) -> Self {
-        Self { key, nonce, next: 0 }
+    pub(super) const fn new(key: Secret, greeting: Greeting) -> Self {
+        Self { key, greeting, next: 0 }
     }
 
     fn mac(&mut self, payload: &[u8]) -> Hmac<Sha256> {
         // A key of any length is good.
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.key.0).expect("HMAC takes any key");
-        mac.update(&self.nonce);
+        mac.update(&self.greeting.nonce);
+        mac.update(&self.greeting.run.0.to_be_bytes());
         mac.update(&self.next.to_be_bytes());
         mac.update(payload);
         self.next += 1;

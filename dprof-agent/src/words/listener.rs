@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
+use dprof_common::model::RunId;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::frame::{FRAME_BYTES_MAX, MAGIC, NONCE_BYTES, SEAL_BYTES, Sealer, Secret};
+use super::frame::{FRAME_BYTES_MAX, Greeting, NONCE_BYTES, SEAL_BYTES, Sealer, Secret};
 use super::{PEERS_MAX, Shared, count};
 use crate::keep::Word;
 
@@ -24,6 +25,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Accepts until the runtime ends.
 pub(super) async fn listen(
     listener: TcpListener,
+    run: RunId,
     secret: Secret,
     heard: SyncSender<Word>,
     counters: Arc<Shared>,
@@ -40,7 +42,7 @@ pub(super) async fn listen(
         };
         let (secret, heard, counters) = (secret.clone(), heard.clone(), Arc::clone(&counters));
         tokio::spawn(async move {
-            if let Err(reason) = hear(stream, secret, &heard, &counters).await {
+            if let Err(reason) = hear(stream, run, secret, &heard, &counters).await {
                 count(&counters.refused, 1);
                 log::warn!("refused {address}, which speaks as an agent: {reason}");
             }
@@ -52,6 +54,7 @@ pub(super) async fn listen(
 /// Hears one connection to its end; the error says why it was ended here.
 async fn hear(
     mut stream: TcpStream,
+    run: RunId,
     secret: Secret,
     heard: &SyncSender<Word>,
     counters: &Shared,
@@ -61,10 +64,11 @@ async fn hear(
     if random.is_err() {
         return Err("no random number is to be had");
     }
-    if stream.write_all(&[&MAGIC[..], &nonce].concat()).await.is_err() {
+    let greeting = Greeting { nonce, run };
+    if stream.write_all(&greeting.to_bytes()).await.is_err() {
         return Ok(());
     }
-    let mut sealer = Sealer::new(secret, nonce);
+    let mut sealer = Sealer::new(secret, greeting);
     let (mut may_say, mut filled) = (WORDS_PER_S, Instant::now());
     let mut frame = Vec::new();
     loop {

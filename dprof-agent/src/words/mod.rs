@@ -4,13 +4,14 @@
 //! of a trace to be forgotten, or kept under its own name; one that comes twice changes nothing. So every queue drops
 //! what it has no room for, and counts it; the agent itself never waits.
 
+mod directory;
 mod frame;
 mod listener;
 mod peer;
 #[cfg(test)]
 mod tests;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,11 +19,15 @@ use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use dprof_common::model::RunId;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
+use self::directory::Directory;
+pub use self::directory::{Meeting, Met};
+pub use self::frame::Secret;
+use crate::fleet::addresses;
 use crate::keep::Word;
-pub use frame::Secret;
 
 /// Port on which agents listen, if only an address is given.
 pub const PORT_DEFAULT: u16 = 4717;
@@ -42,6 +47,8 @@ pub struct WordOptions {
     pub listen: Option<SocketAddr>,
     /// Agents to tell.
     pub peers: Vec<SocketAddr>,
+    /// The run of this agent.
+    pub run: RunId,
     /// What every agent of the fleet knows.
     pub secret: Secret,
 }
@@ -101,7 +108,7 @@ fn count(counter: &AtomicU64, n: u64) {
 /// The thread that talks. Dropped, it ends.
 #[derive(Debug)]
 pub struct Exchange {
-    peers: Vec<(IpAddr, mpsc::Sender<peer::Waiting>)>,
+    directory: Arc<Directory>,
     counters: Arc<Shared>,
     /// Where it listens.
     listens: Option<SocketAddr>,
@@ -125,22 +132,20 @@ impl Exchange {
             }
         };
         let listens = listener.as_ref().and_then(|listener| listener.local_addr().ok());
-        let (mut peers, mut tasks) = (Vec::new(), Vec::new());
-        for address in &options.peers {
-            let (sender, waiting) = mpsc::channel(QUEUE_MAX);
-            peers.push((address.ip(), sender));
-            tasks.push(peer::tell(*address, options.secret.clone(), waiting, Arc::clone(&counters)));
-        }
+        let directory = Arc::new(Directory::new(
+            &options.peers,
+            options.run,
+            options.secret.clone(),
+            Arc::clone(&counters),
+            runtime.handle().clone(),
+        ));
         let (stop, stopped) = oneshot::channel();
-        let (secret, shared) = (options.secret.clone(), Arc::clone(&counters));
+        let (own, secret, shared) = (options.run, options.secret.clone(), Arc::clone(&counters));
         let run = move || {
             runtime.block_on(async move {
-                for task in tasks {
-                    tokio::spawn(task);
-                }
                 match listener.map(TcpListener::from_std) {
                     Some(Ok(listener)) => {
-                        tokio::spawn(listener::listen(listener, secret, heard, shared));
+                        tokio::spawn(listener::listen(listener, own, secret, heard, shared));
                     }
                     Some(Err(error)) => log::error!("no agent is heard: {error}"),
                     None => {}
@@ -154,17 +159,18 @@ impl Exchange {
             .name("dprof-words".to_owned())
             .spawn(run)
             .context("start thread dprof-words")?;
-        Ok(Self { peers, counters, listens, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { directory, counters, listens, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Tells the agent that watches `to`, or all of them if it is not known which that is.
+    /// Tells the agents that watch `to`, or all of them if it is not known which those are.
     pub fn say(&self, to: IpAddr, word: Word) {
-        let is_known = self.peers.iter().any(|(address, _)| *address == to);
-        for (address, peer) in &self.peers {
-            if (!is_known || *address == to) && peer.try_send(peer::Waiting::new(word)).is_err() {
-                count(&self.counters.unsent, 1);
-            }
-        }
+        self.directory.say(to, word);
+    }
+
+    /// For whoever learns who there is.
+    pub fn meeting(&self) -> Meeting {
+        let hears = self.listens.map(announced).unwrap_or_default();
+        Meeting { directory: Arc::clone(&self.directory), hears }
     }
 
     /// What was said and heard so far.
@@ -178,9 +184,25 @@ impl Exchange {
     }
 }
 
-/// Not tokio's: whoever starts an exchange may itself run in a runtime.
+/// Where others reach a listener at `address`: there, or at every address of this host, loopback last.
+fn announced(address: SocketAddr) -> Vec<SocketAddr> {
+    if !address.ip().is_unspecified() {
+        return vec![address];
+    }
+    let all = addresses::own().into_iter().chain([Ipv4Addr::LOCALHOST.into()]);
+    all.map(|ip| SocketAddr::new(ip, address.port())).collect()
+}
+
+/// Not tokio's: whoever starts an exchange may itself run in a runtime. Where there is no IPv6, IPv4 does for all
+/// addresses.
 fn bind(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
-    let listener = std::net::TcpListener::bind(address)?;
+    let without = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+    let listener = match std::net::TcpListener::bind(address) {
+        Err(error) if address.ip().is_unspecified() && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            std::net::TcpListener::bind(without)?
+        }
+        bound => bound?,
+    };
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

@@ -5,10 +5,11 @@ use std::net::{Ipv4Addr, TcpListener as StdListener, TcpStream};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
-use dprof_common::model::{KeepReason, SpanId, TraceId};
+use dprof_common::model::{KeepReason, RunId, SpanId, TraceId};
 
-use super::frame::{MAGIC, NONCE_BYTES, Sealer};
+use super::frame::{GREETING_BYTES, Greeting, Sealer};
 use super::*;
+use crate::keep::Reach as _;
 
 const WITHIN: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(5);
@@ -26,6 +27,10 @@ fn word(n: u64) -> Word {
     }
 }
 
+/// Runs of those who listen and of those who speak.
+const EAR: RunId = RunId(1 << 100 | 1);
+const MOUTH: RunId = RunId(2);
+
 fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
@@ -33,13 +38,17 @@ fn loopback(port: u16) -> SocketAddr {
 /// An agent that listens, and what it hears.
 fn listener(room: usize) -> (Exchange, Receiver<Word>) {
     let (heard, words) = sync_channel(room);
-    let options = WordOptions { listen: Some(loopback(0)), peers: Vec::new(), secret: secret() };
+    let options = WordOptions { listen: Some(loopback(0)), peers: Vec::new(), run: EAR, secret: secret() };
     (Exchange::start(&options, heard).expect("start"), words)
 }
 
-fn speaker(to: SocketAddr, secret: Secret) -> Exchange {
+fn mouth(peers: Vec<SocketAddr>, secret: Secret) -> Exchange {
     let (heard, _) = sync_channel(1);
-    Exchange::start(&WordOptions { listen: None, peers: vec![to], secret }, heard).expect("start")
+    Exchange::start(&WordOptions { listen: None, peers, run: MOUTH, secret }, heard).expect("start")
+}
+
+fn speaker(to: SocketAddr, secret: Secret) -> Exchange {
+    mouth(vec![to], secret)
 }
 
 #[track_caller]
@@ -58,11 +67,11 @@ fn until(mut is_so: impl FnMut() -> bool) {
 fn connect(to: SocketAddr, key: Secret) -> (TcpStream, Sealer) {
     let mut stream = TcpStream::connect(to).expect("connect");
     stream.set_read_timeout(Some(WITHIN)).expect("time-out");
-    let mut greeting = [0; MAGIC.len() + NONCE_BYTES];
-    stream.read_exact(&mut greeting).expect("greeting");
-    assert!(greeting.starts_with(&MAGIC));
-    let nonce = greeting[MAGIC.len()..].try_into().expect("length");
-    (stream, Sealer::new(key, nonce))
+    let mut bytes = [0; GREETING_BYTES];
+    stream.read_exact(&mut bytes).expect("greeting");
+    let greeting = Greeting::of(&bytes).expect("a greeting");
+    assert_eq!((greeting.run, greeting.to_bytes()), (EAR, bytes));
+    (stream, Sealer::new(key, greeting))
 }
 
 /// The other end has ended the connection.
@@ -90,13 +99,93 @@ fn words_arrive_as_they_were_said_and_in_order() {
 #[test]
 fn who_is_not_known_by_address_is_told_by_telling_all() {
     let (first, second) = (listener(100), listener(100));
-    let (heard, _) = sync_channel(1);
     let peers = vec![first.0.listens().expect("listens"), second.0.listens().expect("listens")];
-    let mouth =
-        Exchange::start(&WordOptions { listen: None, peers, secret: secret() }, heard).expect("start");
+    let mouth = mouth(peers, secret());
     mouth.say(Ipv4Addr::new(192, 0, 2, 1).into(), word(1));
     assert_eq!(first.1.recv_timeout(WITHIN), Ok(word(1)));
     assert_eq!(second.1.recv_timeout(WITHIN), Ok(word(1)));
+}
+
+#[test]
+fn who_is_there_is_known_and_who_goes_is_missed_at_once() {
+    let (ear, _heard) = listener(100);
+    let mouth = mouth(Vec::new(), secret());
+    let meeting = mouth.meeting();
+    let address = IpAddr::from([192, 0, 2, 1]);
+    assert!(!meeting.reaches(address));
+    meeting.meet(&[met(&ear, EAR, [192, 0, 2, 1])]);
+    until(|| meeting.reaches(address));
+    assert!(!meeting.reaches([192, 0, 2, 2].into()), "nobody watches it");
+    drop(ear);
+    until(|| !meeting.reaches(address));
+}
+
+/// As the table of agents would name the one that `ear` belongs to.
+fn met(ear: &Exchange, run: RunId, watches: [u8; 4]) -> Met {
+    let listens = ear.meeting().hears().to_vec();
+    Met { host: "there".to_owned(), run, listens, watches: vec![watches.into()] }
+}
+
+#[test]
+fn who_is_met_is_told_of_its_addresses_until_it_is_gone() {
+    let (first, second) = (listener(100), listener(100));
+    let mouth = mouth(Vec::new(), secret());
+    let meeting = mouth.meeting();
+    assert_eq!(meeting.hears(), []);
+    let both = [met(&first.0, EAR, [192, 0, 2, 1]), met(&second.0, EAR, [192, 0, 2, 2])];
+    // Twice is as once.
+    meeting.meet(&both);
+    meeting.meet(&both);
+    assert_eq!(meeting.tells(), 2);
+    mouth.say([192, 0, 2, 1].into(), word(1));
+    assert_eq!(first.1.recv_timeout(WITHIN), Ok(word(1)));
+    mouth.say([192, 0, 2, 9].into(), word(2));
+    assert_eq!((first.1.recv_timeout(WITHIN), second.1.recv_timeout(WITHIN)), (Ok(word(2)), Ok(word(2))));
+    // The second takes the first one's address over; the first goes.
+    meeting.meet(&[met(&second.0, EAR, [192, 0, 2, 1])]);
+    assert_eq!(meeting.tells(), 1);
+    mouth.say([192, 0, 2, 1].into(), word(3));
+    assert_eq!(second.1.recv_timeout(WITHIN), Ok(word(3)));
+    assert!(first.1.try_recv().is_err());
+    assert_eq!(mouth.counters().unsent, 0);
+}
+
+#[test]
+fn an_address_that_leads_elsewhere_or_back_is_not_spoken_to() {
+    let (ear, heard) = listener(100);
+    let to = ear.listens().expect("listens");
+    let elsewhere = mouth(Vec::new(), secret());
+    elsewhere.meeting().meet(&[met(&ear, RunId(77), [192, 0, 2, 1])]);
+    elsewhere.say([192, 0, 2, 1].into(), word(1));
+    let (no_one, _) = sync_channel(1);
+    let options = WordOptions { listen: None, peers: vec![to], run: EAR, secret: secret() };
+    let itself = Exchange::start(&options, no_one).expect("start");
+    itself.say(Ipv4Addr::LOCALHOST.into(), word(1));
+    // One that it is looks past the address that leads elsewhere.
+    let good = mouth(Vec::new(), secret());
+    let (other, _unheard) = listener(1);
+    let listens = [other.listens(), ear.listens()].map(|address| address.expect("listens")).to_vec();
+    let run = RunId(5);
+    let (told, told_words) = sync_channel(10);
+    let options = WordOptions { listen: Some(loopback(0)), peers: Vec::new(), run, secret: secret() };
+    let named = Exchange::start(&options, told).expect("start");
+    let listens = [listens, named.meeting().hears().to_vec()].concat();
+    good.meeting().meet(&[Met { host: "there".to_owned(), run, listens, watches: Vec::new() }]);
+    good.say(Ipv4Addr::LOCALHOST.into(), word(2));
+    assert_eq!(told_words.recv_timeout(WITHIN), Ok(word(2)));
+    assert!(heard.try_recv().is_err());
+}
+
+#[test]
+fn one_that_was_given_is_the_one_that_is_met_there() {
+    let (ear, heard) = listener(100);
+    let mouth = speaker(ear.listens().expect("listens"), secret());
+    mouth.meeting().meet(&[met(&ear, EAR, [192, 0, 2, 1])]);
+    assert_eq!(mouth.meeting().tells(), 1);
+    mouth.say([192, 0, 2, 1].into(), word(1));
+    assert_eq!(heard.recv_timeout(WITHIN), Ok(word(1)));
+    mouth.meeting().meet(&[]);
+    assert_eq!(mouth.meeting().tells(), 1);
 }
 
 #[test]
@@ -158,7 +247,7 @@ fn nobody_there_costs_words_and_no_time() {
     assert!(mouth.counters().unsent >= QUEUE_MAX as u64);
     // It comes, and hears what is still of use.
     let (heard, words) = sync_channel(100_000);
-    let options = WordOptions { listen: Some(to), peers: Vec::new(), secret: secret() };
+    let options = WordOptions { listen: Some(to), peers: Vec::new(), run: EAR, secret: secret() };
     let _ear = Exchange::start(&options, heard).expect("start");
     mouth.say(Ipv4Addr::LOCALHOST.into(), word(7));
     assert!(words.recv_timeout(WITHIN).is_ok());

@@ -177,6 +177,7 @@ fn table(agents: &[AgentRow], now_unix_ns: u64) -> Table {
         Column::number("LOST", 0),
         Column::number("SPOOL", 3),
         Column::number("HOLDS", 5),
+        Column::number("TELLS", 6),
         Column::whole("CLOCK", 2),
         Column::number("CPU", 2),
         Column::number("KERNEL", 3),
@@ -201,6 +202,7 @@ fn table(agents: &[AgentRow], now_unix_ns: u64) -> Table {
             Cell::toned(some(state.spool_bytes, units::bytes(state.spool_bytes)), Tone::Yellow),
             some(state.keep_horizon_ms, units::duration(state.keep_horizon_ms.saturating_mul(1_000_000)))
                 .into(),
+            some(state.tells, units::count(state.tells)).into(),
             clock_cell(state),
             format!("{:.1}%", state.cpu_share * 100.0).into(),
             state
@@ -249,10 +251,9 @@ fn newer(state: &AgentState) -> impl Iterator<Item = (&String, &u64)> {
 }
 
 fn clock_cell(state: &AgentState) -> Cell {
-    if state.clock.synchronised {
-        format!("± {}", units::duration(state.clock.error_ns)).into()
-    } else {
-        Cell::toned("not synchronised", Tone::Yellow)
+    match state.clock.error_ns {
+        Some(error_ns) => format!("± {}", units::duration(error_ns)).into(),
+        None => Cell::toned("not synchronised", Tone::Yellow),
     }
 }
 
@@ -310,7 +311,7 @@ mod tests {
             events_per_s: 12_345.4,
             spans_per_s: 1_000.0,
             cpu_share: 0.031,
-            clock: Clock { synchronised: true, error_ns: 1_200_000 },
+            clock: Clock { synchronised: true, error_ns: Some(1_200_000) },
             config: ConfigState {
                 status: ConfigStatus::InForce,
                 versions: [("cluster".to_owned(), 3)].into(),

@@ -15,6 +15,14 @@ pub struct AgentState {
     pub run_id: String,
     /// Addresses of the host, loopback left out.
     pub addresses: Vec<String>,
+    /// Local addresses of the connections that it has watched, loopback left out.
+    pub watches: Vec<String>,
+    /// Where it hears which traces other agents keep, `address:port`; empty: it does not.
+    pub hears: Vec<String>,
+    /// How many agents it tells which traces it keeps.
+    pub tells: u64,
+    /// The kernel's id of this boot: loopback addresses lead to this agent where it is the same.
+    pub boot_id: String,
     /// Kernel release.
     pub kernel: String,
     /// Capture back end, or `replay`.
@@ -102,6 +110,6 @@ impl ConfigStatus {
 pub struct Clock {
     /// Whether something keeps it synchronised, by the kernel's word (adjtimex).
     pub synchronised: bool,
-    /// How far it may be off, nanoseconds; 0 unless synchronised.
-    pub error_ns: u64,
+    /// How far it may be off, nanoseconds; `None`: nothing says so, it is not synchronised.
+    pub error_ns: Option<u64>,
 }

@@ -16,6 +16,7 @@ use dprof_tests::{cli, poll};
 
 use crate::harness::resp::Resp;
 use crate::harness::{Live, finish, stored};
+use crate::live::control;
 use crate::live::counts::{LOAD_WITHIN, benchmark};
 
 const REQUESTS: u64 = 20_000;
@@ -94,6 +95,8 @@ fn a_tenth_of_the_traces_is_stored_whole_and_every_failure() -> Result<()> {
 
 /// How long words and the spans that they keep may be under way.
 const KEPT_WITHIN: Duration = Duration::from_secs(20);
+/// Each looks for the others every few seconds.
+const MET_WITHIN: Duration = Duration::from_secs(30);
 /// A word is heard within a twentieth of a second, and a batch written within a fifth.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -110,17 +113,20 @@ fn agents_of_a_ring_keep_the_same_traces_whole() -> Result<()> {
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600))?;
     let network = running.network().context("machines")?;
     let hosts: Vec<&str> = ring.nodes.iter().map(|node| node.name.as_str()).chain(["client"]).collect();
-    let ears = hosts.iter().map(|_| Ok(format!("127.0.0.1:{}", free_port()?))).collect::<Result<Vec<_>>>()?;
     let mut agents = Vec::new();
-    for (number, (host, machine)) in hosts.iter().zip(network.machines()).enumerate() {
+    for (host, machine) in hosts.iter().zip(network.machines()) {
+        // Nobody is told where the others are: the store's table of agents says it.
+        let ear = format!("127.0.0.1:{}", free_port()?);
         let mut options: Vec<String> =
-            ["--keep-ratio", "1/10", "--listen", &ears[number], "--peer-secret"].map(str::to_owned).into();
+            ["--keep-ratio", "1/10", "--listen", &ear, "--peer-secret"].map(str::to_owned).into();
         options.push(secret.display().to_string());
-        for (_, ear) in ears.iter().enumerate().filter(|(other, _)| *other != number) {
-            options.extend(["--peer".to_owned(), ear.clone()]);
-        }
         agents.push(Agent::on_machine(live.path(), &store, machine, host, &options)?);
     }
+    poll::until(MET_WITHIN, "all agents have met", || {
+        let rows = control::agents(&store).ok()?;
+        let others = hosts.len() as u64 - 1;
+        (rows.len() == hosts.len() && rows.iter().all(|agent| agent.tells == others)).then_some(())
+    })?;
     let load = running.load(10, RING_REQUESTS, false);
     let commands: Vec<&str> = load.commands.iter().map(String::as_str).collect();
     let asked = running.put_on(&load)?;
