@@ -14,7 +14,19 @@ use crate::{paths, tidy};
 const PARTS: [(&str, &[&str]); 4] = [
     ("formatting", &["fmt", "--all", "--check"]),
     ("formatting of the kernel programs", &["fmt", "--manifest-path", "dprof-ebpf/Cargo.toml", "--check"]),
-    ("clippy", &["clippy", "--workspace", "--all-targets", "--features", "dprof-store/bench", "--", "-D", "warnings"]),
+    (
+        "clippy",
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--features",
+            "dprof-store/bench",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    ),
     ("documentation", &["doc", "--workspace", "--no-deps", "--document-private-items"]),
 ];
 
