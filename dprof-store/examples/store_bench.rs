@@ -83,7 +83,7 @@ async fn main() -> Result<()> {
     let now_ns = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
     let mut info = run("bench", 1);
     info.run_id = RunId(u128::from(now_ns) << 32 | 1);
-    info.started_unix_ns = now_ns;
+    info.started_unix_ns = now_ns - HOUR_NS;
     let mut writer = open_writer(&url, &info, Retention::DEFAULT, &[]).await?;
     let mut sender = writer.take_sender();
     let mut maker = Maker::new(&info);
