@@ -2,13 +2,13 @@
 //!
 //! What a reader would get wrong: it answers 202 before it stores, so what was sent is there a moment later.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::cassandra::home;
@@ -90,40 +90,56 @@ fn request(port: u16, what: &str, body: &str) -> Result<(String, String)> {
          {}\r\n\r\n{body}",
         body.len()
     )?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else {
-        bail!("no answer to {what}")
-    };
-    let head = String::from_utf8_lossy(&answer[..end]).into_owned();
-    let body = &answer[end + 4..];
-    let is_chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-    let body = if is_chunked { chunks(body)? } else { body.to_vec() };
+    answer(&mut BufReader::new(stream)).with_context(|| format!("answer to {what}"))
+}
+
+/// Head and body of what comes. Not until the end: the server ends a connection seconds after its answer.
+fn answer(stream: &mut impl BufRead) -> Result<(String, String)> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        ensure!(stream.read_line(&mut head)? > 0, "it ends in its head");
+    }
+    let lower = head.to_ascii_lowercase();
+    let value = |name: &str| lower.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let mut body = Vec::new();
+    if value("transfer-encoding:") == Some("chunked") {
+        while read_chunk(stream, &mut body)? {}
+    } else if let Some(length) = value("content-length:") {
+        stream.by_ref().take(length.parse()?).read_to_end(&mut body)?;
+    } else {
+        stream.read_to_end(&mut body)?;
+    }
     Ok((head, String::from_utf8_lossy(&body).into_owned()))
 }
 
-/// A chunked body as one.
-fn chunks(mut rest: &[u8]) -> Result<Vec<u8>> {
-    let mut body = Vec::new();
-    loop {
-        let end = rest.windows(2).position(|two| two == b"\r\n").context("a chunk has a length")?;
-        let length = usize::from_str_radix(std::str::from_utf8(&rest[..end])?.trim(), 16)?;
-        if length == 0 {
-            return Ok(body);
-        }
-        body.extend(rest.get(end + 2..end + 2 + length).context("a chunk is whole")?);
-        rest = rest.get(end + 4 + length..).context("a chunk ends")?;
-    }
+/// Adds the next chunk to `body`; whether there was one.
+fn read_chunk(stream: &mut impl BufRead, body: &mut Vec<u8>) -> Result<bool> {
+    let mut line = String::new();
+    stream.read_line(&mut line)?;
+    let length = u64::from_str_radix(line.trim(), 16).context("a chunk has a length")?;
+    let n = stream.by_ref().take(length).read_to_end(body)?;
+    ensure!(n as u64 == length, "a chunk is whole");
+    ensure!(stream.read_line(&mut String::new())? == 2, "a chunk ends");
+    Ok(length > 0)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::chunks;
+    use super::answer;
+
+    #[track_caller]
+    fn check(text: &str, body: Option<&str>) {
+        assert_eq!(answer(&mut text.as_bytes()).ok().map(|(_, body)| body).as_deref(), body, "{text}");
+    }
 
     #[test]
-    fn chunks_become_one_body_and_half_a_chunk_is_an_error() {
-        assert_eq!(chunks(b"3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n").expect("whole"), b"abcd");
-        assert!(chunks(b"5\r\nabc").is_err());
-        assert!(chunks(b"").is_err());
+    fn an_answer_ends_where_it_says() {
+        check("HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\nok and more", Some("ok"));
+        check("HTTP/1.1 200 OK\r\n\r\nto the end", Some("to the end"));
+        let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+        check(&format!("{chunked}3\r\nabc\r\n1\r\nd\r\n0\r\n\r\nmore"), Some("abcd"));
+        check(&format!("{chunked}5\r\nabc"), None);
+        check(chunked, None);
+        check("HTTP/1.1 200", None);
     }
 }

@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{env, io};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 pub use self::secure::Keys;
 use crate::poll;
@@ -32,6 +32,8 @@ pub const VERSION_OLD: &str = "4.1.10";
 const READY_WITHIN: Duration = Duration::from_mins(2);
 /// How long a node may take to end: it writes the archive of its classes then, 10 s on idle cores.
 const STOP_WITHIN: Duration = Duration::from_mins(3);
+/// The port of a node that was ended is free after this long.
+const FREE_WITHIN: Duration = Duration::from_secs(10);
 /// Lines of a node's log that an error shows.
 const LINES_SHOWN: usize = 15;
 /// Nodes at most: each takes half a gigabyte.
@@ -137,9 +139,10 @@ impl Ring {
             bail!("a ring is up already: cargo xtask cassandra down");
         }
         for node in 1..=options.n_nodes {
-            if TcpStream::connect(SocketAddr::from((address(node), handshake::PORT))).is_ok() {
-                bail!("something else listens on {}:{}", address(node), handshake::PORT);
-            }
+            let address = SocketAddr::from((address(node), handshake::PORT));
+            // Threads of a node that was ended a moment ago may still hold it.
+            poll::until(FREE_WITHIN, "port", || TcpStream::connect(address).is_err().then_some(()))
+                .map_err(|_| anyhow!("something else listens on {address}"))?;
         }
         let folder = home()?.join("ring");
         if let Err(error) = fs::remove_dir_all(&folder)

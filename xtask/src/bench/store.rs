@@ -13,8 +13,8 @@ use crate::cassandra;
 use crate::paths;
 use crate::step::{Steps, say};
 
-/// RPCs per trace, as the question was put.
-const PER_TRACE: [u32; 3] = [1, 2, 10];
+/// RPCs written first, for the node's virtual machine to get warm.
+const WARM_RPCS: u64 = 50_000;
 /// Heap of a node that is measured, MB.
 const HEAP_MB: u32 = 2048;
 
@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// RPCs written for each kind of trace
     #[arg(long, default_value_t = 100_000)]
     rpcs: u64,
+    /// RPCs per trace, of each kind of trace
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 10])]
+    per_trace: Vec<u32>,
     /// Nodes of the ring
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
     nodes: u8,
@@ -40,22 +43,33 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let steps = Steps::new()?;
     let mut build = Command::new("cargo");
     build.current_dir(paths::root());
-    build.args(["build", "--release", "-p", "dprof-store", "--example", "store_bench", "-p", "dprof-cli"]);
+    build.args([
+        "build",
+        "--release",
+        "-p",
+        "dprof-store",
+        "-p",
+        "dprof-cli",
+        "--example",
+        "store_bench",
+        "--bin",
+        "dprof-cli",
+    ]);
     build.args(["--features", "dprof-store/bench"]);
     steps.run("measuring program, optimised", &mut build)?;
     if !args.no_sqlite {
-        for per_trace in PER_TRACE {
+        for per_trace in &args.per_trace {
             let folder = tempfile::tempdir().context("create a folder")?;
             let store = folder.path().join("store");
-            measure(&format!("sqlite:{}", store.display()), per_trace, args.rpcs)?;
+            measure(&format!("sqlite:{}", store.display()), *per_trace, args.rpcs)?;
             say_bytes("sqlite", folder_bytes(&store), args.rpcs);
         }
     }
-    for per_trace in PER_TRACE {
+    for per_trace in &args.per_trace {
         // A ring of its own each time: what one leaves to compact is not the next one's.
         let options = Options { heap_mb: HEAP_MB, warm: true, ..Options::new(args.nodes) };
         let ring = cassandra::start(&steps, options)?;
-        let measured = on_ring(&ring, per_trace, args.rpcs);
+        let measured = on_ring(&ring, *per_trace, args.rpcs);
         ring.stop()?;
         measured?;
         steps.interrupt().check()?;
@@ -78,9 +92,8 @@ fn on_ring(ring: &Ring, per_trace: u32, rpcs: u64) -> Result<()> {
         ensure!(status.context("start dprof-cli")?.success(), "store init failed");
         Ok(())
     };
-    // Once for the virtual machine to get warm.
     init("warm")?;
-    measure(&store("warm"), per_trace, rpcs / 2)?;
+    measure(&store("warm"), per_trace, WARM_RPCS)?;
     init("dprof")?;
     measure(&store("dprof"), per_trace, rpcs)?;
     let mut bytes = 0;
