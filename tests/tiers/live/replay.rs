@@ -25,13 +25,20 @@ fn comparable(mut spans: Vec<Span>) -> Vec<Span> {
 
 fn replay(recording: &Path, folder: &Path) -> Result<Vec<Span>> {
     let store = format!("sqlite:{}", folder.display());
+    replay_into(recording, &store, &[])?;
+    stored(&store)
+}
+
+/// Has an agent with these options work through a recording.
+pub(super) fn replay_into(recording: &Path, store: &str, options: &[&str]) -> Result<()> {
     let output = Command::new(binary("dprof-agent"))
-        .args(["--store", &store, "--replay"])
+        .args(["--store", store, "--replay"])
         .arg(recording)
+        .args(options)
         .output()
         .context("start dprof-agent --replay")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    stored(&store)
+    Ok(())
 }
 
 #[test]

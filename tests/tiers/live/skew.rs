@@ -1,18 +1,22 @@
-//! Two machines, one of them with a clock that is seconds ahead and runs fast: what is stored is right, and how far the
+//! Machines with clocks that are seconds ahead or behind and run fast or slow: what is stored is right, and how far the
 //! clocks are apart is found from it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use dprof_common::model::split;
+use dprof_common::model::{Link, RootKind, Span, SpanFlags, SpanId, Split, TraceId, split};
 use dprof_tests::agent::Agent;
 use dprof_tests::netns::Network;
 use dprof_tests::program::Program;
 use dprof_tests::subject::{self, find};
+use dprof_tests::topology::{Running, Topology};
 use dprof_tests::{cli, clock};
 
 use crate::harness::{Live, stored};
+use crate::live::replay::replay_into;
 
 const OFFSET_NS: f64 = 3e9;
 const DRIFT_PPM: f64 = 100.0;
@@ -69,5 +73,71 @@ fn a_clock_ahead_and_fast_is_found_within_its_stated_error() -> Result<()> {
     let (found, error) = (-number("offset_ns")?, number("error_ns")?);
     ensure!(least - error <= found && found <= most + error, "{least} to {most} ns: {row}");
     ensure!(error < 1e6, "on one machine a millisecond is far off: {row}");
+    Ok(())
+}
+
+/// What must not depend on clocks.
+#[derive(Clone, Debug, PartialEq)]
+struct Place {
+    trace: TraceId,
+    link: Option<Link>,
+    further: Vec<Link>,
+    root: Option<RootKind>,
+    flags: SpanFlags,
+    split: Split,
+    duration_ns: u64,
+}
+
+fn places(spans: &[Span]) -> BTreeMap<SpanId, Place> {
+    let place = |span: &Span| Place {
+        trace: span.trace_id,
+        link: span.link,
+        further: span.further_links.clone(),
+        root: span.root,
+        flags: span.flags,
+        split: split(span),
+        duration_ns: span.duration_ns(),
+    };
+    spans.iter().map(|span| (span.span_id, place(span))).collect()
+}
+
+#[test]
+fn clocks_that_are_seconds_off_change_no_link_and_no_part() -> Result<()> {
+    const REQUESTS: u64 = 600;
+    const OFFSETS: [&str; 4] = ["3s", "-7s", "0s", "-1500ms"];
+    const DRIFTS: [&str; 4] = ["100", "-100", "50", "-100"];
+    let Some(live) = Live::begin()? else { return Ok(()) };
+    let topology = Topology::named("ring-3-racks").context("the ring")?;
+    let ring = topology.ring().context("a ring")?;
+    let mut running = Running::start(topology, live.path())?;
+    let network = running.network().context("machines")?;
+    let hosts: Vec<&str> = ring.nodes.iter().map(|node| node.name.as_str()).chain(["client"]).collect();
+    let store = |name: &str| format!("sqlite:{}", live.path().join(name).display());
+    let recordings: Vec<PathBuf> =
+        hosts.iter().map(|host| live.path().join(format!("{host}.dprof"))).collect();
+    let mut agents = Vec::new();
+    for ((host, machine), recording) in hosts.iter().zip(network.machines()).zip(&recordings) {
+        let options = ["--record".to_owned(), recording.display().to_string(), "--record-payload".to_owned()];
+        agents.push(Agent::on_machine(live.path(), &store("live"), machine, host, &options)?);
+    }
+    let load = running.load(10, REQUESTS, false);
+    running.put_on(&load)?;
+    for agent in agents {
+        agent.stop()?;
+    }
+    running.stop(&[])?;
+    // The same events twice: under the clocks as they were, and under wrong ones.
+    for (n, recording) in recordings.iter().enumerate() {
+        replay_into(recording, &store("right"), &[])?;
+        let options = ["--clock-offset", OFFSETS[n % 4], "--clock-drift-ppm", DRIFTS[n % 4]];
+        replay_into(recording, &store("wrong"), &options)?;
+    }
+    let (right, wrong) = (stored(&store("right"))?, stored(&store("wrong"))?);
+    let n_between = right.iter().filter(|span| span.client.is_some() && span.server.is_some()).count();
+    assert!(n_between as u64 > 3 * REQUESTS, "{n_between} spans have both ends");
+    let (right, wrong) = (places(&right), places(&wrong));
+    let difference = right.iter().find(|(id, place)| wrong.get(id) != Some(place));
+    assert_eq!(difference.map(|(id, place)| (place, wrong.get(id))), None);
+    assert_eq!(wrong.len(), right.len());
     Ok(())
 }
