@@ -64,9 +64,11 @@ pub(crate) struct Order {
 impl Order {
     /// Something is read: calls of the turns before may be given to their requests.
     fn begin_turn(&mut self, table: &mut Table, tgid: u32) {
-        let Some(routes) = self.routes.get_mut(&tgid) else { return };
+        let Some(routes) = self.routes.get_mut(&tgid).filter(|routes| !routes.is_idle()) else { return };
         routes.begin(&mut self.given);
-        self.give_all(table);
+        if !self.given.is_empty() {
+            self.give_all(table);
+        }
     }
 
     fn give_all(&mut self, table: &mut Table) {
@@ -199,12 +201,20 @@ impl Evidence for Order {
         if shown.is_leaf() {
             return;
         }
-        let is_blind_relay = shown.is_blind_relay();
+        let (is_blind_relay, is_open_relay) = (shown.is_blind_relay(), shown.is_open_relay());
         if self.routes.len() >= PROCESSES_MAX && !self.routes.contains_key(&seen.tgid) {
             self.routes.clear();
         }
         let order = table.request(request).map_or(0, |request| request.order);
         let routes = self.routes.entry(seen.tgid).or_default();
+        if is_open_relay {
+            if !routes.is_idle() {
+                routes.rest(&mut self.given);
+                self.give_all(table);
+            }
+            return;
+        }
+        routes.wake(order);
         routes.begin(&mut self.given);
         routes
             .read(seen.tid, (class(seen), seen.operation), order, request, |at| table.request(at).is_none());
@@ -263,7 +273,9 @@ impl Evidence for Order {
     }
 
     fn tells_later(&mut self, table: &mut Table, call_at: Ref, seen: &Observation<'_>) -> bool {
-        let Some(routes) = self.routes.get_mut(&seen.tgid) else { return false };
+        let Some(routes) = self.routes.get_mut(&seen.tgid).filter(|routes| !routes.is_idle()) else {
+            return false;
+        };
         routes.called(seen.peer, seen.operation, call_at);
         let process = table.process(seen.tgid);
         let (is_blind_relay, hides_content) = (process.is_blind_relay(), process.hides_content());
