@@ -1,7 +1,7 @@
 //! What linking costs per RPC: a request read, the call that it causes, the call's reply, the answer. One process,
 //! one core, so many in flight.
 //!
-//! `link_speed [IN_FLIGHT [RPCS]]` prints a JSON object per workload. What a reader would get wrong: times are this
+//! `link_speed [IN_FLIGHT [RPCS [STEP_NS]]]` prints a JSON object per workload. What a reader would get wrong: times are this
 //! thread's CPU time of the best of [`ROUNDS`] rounds; for instructions run it under `valgrind --tool=callgrind
 //! --toggle-collect='*rounds_of*'` or `perf stat -e instructions:u` with two values of RPCS and take the difference.
 #![expect(clippy::print_stdout, reason = "a measurement prints what it found")]
@@ -17,6 +17,8 @@ const ROUNDS: usize = 7;
 const IN_FLIGHT: u64 = 300;
 /// RPCs per round when nothing is said.
 const RPCS: u64 = 1_000_000;
+/// From one to the next when nothing is said: answered requests are kept for 100 ms, here 100,000 of them.
+const STEP_NS: u64 = 1_000;
 
 /// What is linked.
 #[derive(Clone, Copy)]
@@ -29,7 +31,7 @@ enum Workload {
     Unknown,
 }
 
-fn observation(workload: Workload, n: u64, is_call: bool) -> Observation<'static> {
+fn observation(workload: Workload, n: u64, is_call: bool, step_ns: u64) -> Observation<'static> {
     let content = match workload {
         Workload::Unique => Some(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
         Workload::Identical => Some(1),
@@ -43,7 +45,7 @@ fn observation(workload: Workload, n: u64, is_call: bool) -> Observation<'static
         peer: if is_call { n % 3 } else { 100 + n % 300 },
         protocol: "redis",
         operation: 1,
-        time_ns: n * 1000,
+        time_ns: n * step_ns,
         batch: 1,
         start: n * 40,
         content,
@@ -54,11 +56,12 @@ fn observation(workload: Workload, n: u64, is_call: bool) -> Observation<'static
 }
 
 #[inline(never)]
-fn rounds_of(workload: Workload, in_flight: u64, n_rpcs: u64) -> u64 {
+fn rounds_of(workload: Workload, in_flight: u64, n_rpcs: u64, step_ns: u64) -> u64 {
     let mut linker = Linker::new(LinkOptions::default(), 300_000_000);
     let mut n_links = 0;
     for n in 0..n_rpcs + in_flight {
-        let now_ns = n * 1000;
+        let now_ns = n * step_ns;
+        let observation = |workload, n, is_call| observation(workload, n, is_call, step_ns);
         if n < n_rpcs {
             linker.request_read(&observation(workload, n, false));
             let _ = linker.call_made(&observation(workload, n, true), now_ns);
@@ -79,6 +82,7 @@ fn main() {
     let mut numbers = std::env::args().skip(1).filter_map(|text| text.parse().ok());
     let in_flight = numbers.next().unwrap_or(IN_FLIGHT);
     let n_rpcs = numbers.next().unwrap_or(RPCS);
+    let step_ns = numbers.next().unwrap_or(STEP_NS);
     for (name, workload) in
         [("unique", Workload::Unique), ("identical", Workload::Identical), ("unknown", Workload::Unknown)]
     {
@@ -86,13 +90,14 @@ fn main() {
         let mut n_links = 0;
         for _ in 0..ROUNDS {
             let started = process_cpu();
-            n_links = rounds_of(workload, in_flight, n_rpcs);
+            n_links = rounds_of(workload, in_flight, n_rpcs, step_ns);
             best_ns = best_ns.min(process_cpu().saturating_sub(started).as_nanos() as f64);
         }
         let line = serde_json::json!({
             "workload": name,
             "in_flight": in_flight,
             "rpcs": n_rpcs,
+            "step_ns": step_ns,
             "links": n_links,
             "best_ns_per_rpc": best_ns / n_rpcs as f64,
         });

@@ -33,6 +33,7 @@ mod head;
 pub mod linker;
 pub(crate) mod order;
 mod process;
+mod processes;
 pub(crate) mod relay;
 mod replies;
 mod routes;

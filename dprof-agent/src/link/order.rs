@@ -20,7 +20,6 @@ use std::hash::BuildHasher as _;
 use dprof_common::model::{EvidenceKind, SpanId};
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
-use super::process::Process;
 use super::replies::{Blind, Rules, settle};
 use super::routes::{Given, Routes, is_alike};
 use super::table::{KeyKind, Ref, Request, Table, Ties, key};
@@ -65,9 +64,11 @@ pub(crate) struct Order {
 impl Order {
     /// Something is read: calls of the turns before may be given to their requests.
     fn begin_turn(&mut self, table: &mut Table, tgid: u32) {
-        let Some(routes) = self.routes.get_mut(&tgid) else { return };
+        let Some(routes) = self.routes.get_mut(&tgid).filter(|routes| !routes.is_idle()) else { return };
         routes.begin(&mut self.given);
-        self.give_all(table);
+        if !self.given.is_empty() {
+            self.give_all(table);
+        }
     }
 
     fn give_all(&mut self, table: &mut Table) {
@@ -196,16 +197,24 @@ impl Evidence for Order {
     }
 
     fn request_read(&mut self, table: &mut Table, request: Ref, seen: &Observation<'_>) {
-        let shown = table.shown(seen.tgid);
-        if shown.is_some_and(Process::is_leaf) {
+        let shown = table.process(seen.tgid);
+        if shown.is_leaf() {
             return;
         }
-        let is_blind_relay = shown.is_some_and(Process::is_blind_relay);
+        let (is_blind_relay, is_open_relay) = (shown.is_blind_relay(), shown.is_open_relay());
         if self.routes.len() >= PROCESSES_MAX && !self.routes.contains_key(&seen.tgid) {
             self.routes.clear();
         }
         let order = table.request(request).map_or(0, |request| request.order);
         let routes = self.routes.entry(seen.tgid).or_default();
+        if is_open_relay {
+            if !routes.is_idle() {
+                routes.rest(&mut self.given);
+                self.give_all(table);
+            }
+            return;
+        }
+        routes.wake(order);
         routes.begin(&mut self.given);
         routes
             .read(seen.tid, (class(seen), seen.operation), order, request, |at| table.request(at).is_none());
@@ -223,19 +232,18 @@ impl Evidence for Order {
     }
 
     fn call_made(&mut self, table: &mut Table, call_at: Ref, seen: &Observation<'_>) -> Option<Proposal> {
-        let process = table.process(seen.tgid);
+        let fans_out = table.process(seen.tgid).fans_out();
         let key = seen.content.map(|hash| key(KeyKind::Content, seen.tgid, hash));
         if let Some(shared) = key.and_then(|key| table.shared_mut(key)) {
             let mut ties = shared.ties.take()?;
             let newest = shared.newest;
-            let parent =
-                next(&mut ties, table, seen, Tie::Content { fans_out: process.fans_out() }).or_else(|| {
-                    // All were sent on: this is one of them again.
-                    table
-                        .request(newest)
-                        .filter(|request| request.is_open() && request.n_calls > 0)
-                        .map(|_| newest)
-                });
+            let parent = next(&mut ties, table, seen, Tie::Content { fans_out }).or_else(|| {
+                // All were sent on: this is one of them again.
+                table
+                    .request(newest)
+                    .filter(|request| request.is_open() && request.n_calls > 0)
+                    .map(|_| newest)
+            });
             if let Some(shared) = key.and_then(|key| table.shared_mut(key)) {
                 shared.ties = Some(ties);
             }
@@ -245,12 +253,14 @@ impl Evidence for Order {
             self.blind.clear();
         }
         let blind = self.blind.entry(seen.tgid).or_default();
+        let process = table.process(seen.tgid);
         if !process.is_blind_relay() {
             if process.hides_content() && blind.early.len() < EARLY_MAX {
                 blind.early.push(call_at);
             }
             return None;
         }
+        let relays_operations = process.relays_operations();
         if let Some(routes) = self.routes.get(&seen.tgid).filter(|_| !blind.early.is_empty()) {
             catch_up(&mut blind.early, routes, table);
             let open = routes.requests().iter().filter(|read| {
@@ -258,14 +268,16 @@ impl Evidence for Order {
             });
             blind.ties.requests = open.map(|read| (read.order, read.at)).collect();
         }
-        next(&mut blind.ties, table, seen, Tie::Blind { relays_operations: process.relays_operations() })
+        next(&mut blind.ties, table, seen, Tie::Blind { relays_operations })
             .map(|parent| Proposal::one(parent, Certainty::Probable(feature::BLIND)))
     }
 
     fn tells_later(&mut self, table: &mut Table, call_at: Ref, seen: &Observation<'_>) -> bool {
-        let Some(routes) = self.routes.get_mut(&seen.tgid) else { return false };
+        let Some(routes) = self.routes.get_mut(&seen.tgid).filter(|routes| !routes.is_idle()) else {
+            return false;
+        };
         routes.called(seen.peer, seen.operation, call_at);
-        let Some(process) = table.shown(seen.tgid) else { return false };
+        let process = table.process(seen.tgid);
         let (is_blind_relay, hides_content) = (process.is_blind_relay(), process.hides_content());
         let by_route = !process.is_plain() && routes.may_tell(seen.peer, seen.operation);
         let Some(call) = table.call_mut(call_at) else { return false };
@@ -314,7 +326,7 @@ impl Evidence for Order {
     fn request_done(&mut self, table: &mut Table, request_at: Ref, seen: Option<&Observation<'_>>) {
         let Some(request) = table.request(request_at) else { return };
         let (tgid, content) = (request.tgid, request.content);
-        if table.shown(tgid).is_some_and(Process::is_leaf) {
+        if table.process(tgid).is_leaf() {
             return;
         }
         if seen.is_some()
@@ -332,11 +344,11 @@ impl Evidence for Order {
                 shared.ties = Some(ties);
             }
         } else if let Some(blind) = self.blind.get_mut(&tgid)
-            && let process = table.process(tgid)
-            && process.is_blind_relay()
+            && table.process(tgid).is_blind_relay()
         {
             let turn = self.routes.get(&tgid).map_or(0, Routes::turn);
-            blind.answered(table, request_at, turn, process.relays_operations());
+            let relays_operations = table.process(tgid).relays_operations();
+            blind.answered(table, request_at, turn, relays_operations);
         }
     }
 

@@ -101,6 +101,11 @@ impl Process {
         self.is_plain() && self.hides_content()
     }
 
+    /// Whether it makes about one call per request, of the same content: that and the order of requests tell.
+    pub(crate) fn is_open_relay(&self) -> bool {
+        self.is_plain() && !self.hides_content()
+    }
+
     /// Whether what its calls say is not what its requests say.
     pub(crate) fn hides_content(&self) -> bool {
         u64::from(self.n_known) * 10 <= u64::from(self.n_calls)

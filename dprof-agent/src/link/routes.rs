@@ -77,6 +77,8 @@ pub(crate) struct Routes {
     /// The thread; a process in which several read requests has no routes.
     tid: u32,
     is_unfit: bool,
+    /// Nobody asks for them now.
+    is_idle: bool,
     /// Class and operation.
     classes: Vec<(u64, u64)>,
     legs: Vec<Leg>,
@@ -97,6 +99,30 @@ pub(crate) struct Routes {
 pub(crate) type Given = (Ref, Option<Ref>);
 
 impl Routes {
+    /// Nobody asks for routes for now: nothing is learned, and what was is kept. Calls that wait are given to nobody.
+    pub(crate) fn rest(&mut self, given: &mut Vec<Given>) {
+        self.is_idle = true;
+        self.requests.clear();
+        self.n_now = [0; CLASSES_MAX];
+        (self.has_written, self.has_called) = (false, false);
+        for leg in &mut self.legs {
+            given.extend(leg.calls.drain(..).map(|(_, at)| (at, None)));
+            leg.n_now = 0;
+        }
+    }
+
+    /// Whether nothing is learned.
+    pub(crate) const fn is_idle(&self) -> bool {
+        self.is_idle
+    }
+
+    /// Somebody does again: what is read from now on is in order.
+    pub(crate) fn wake(&mut self, order: u64) {
+        if std::mem::take(&mut self.is_idle) {
+            self.legs.iter_mut().for_each(|leg| leg.cursor = order.saturating_sub(1));
+        }
+    }
+
     /// Turns begun.
     pub(crate) const fn turn(&self) -> u32 {
         self.turn
@@ -174,7 +200,7 @@ impl Routes {
 
     /// Something else was sent.
     pub(crate) const fn wrote(&mut self) {
-        self.has_written = true;
+        self.has_written = !self.is_idle;
     }
 
     /// Something is read: if that begins a turn, calls of those before are given out.
@@ -420,6 +446,28 @@ mod tests {
                 .any(|leg| (leg.peer, leg.operation) == (peer, operation) && leg.causes.is_some())
         };
         assert!(known(1, get) && known(1, set) && !known(2, set));
+    }
+
+    #[test]
+    fn at_rest_nothing_waits_and_what_is_known_stays() {
+        let (mut routes, mut given) = (Routes::default(), Vec::new());
+        let turn = |routes: &mut Routes, given: &mut Vec<Given>, order: u64| {
+            routes.begin(given);
+            routes.read(1, (1, 0), order, Ref::numbered(order as u32), |_| false);
+            routes.called(9, 0, Ref::numbered(order as u32 + 100));
+        };
+        (1..=20).for_each(|order| turn(&mut routes, &mut given, order));
+        given.clear();
+        routes.rest(&mut given);
+        assert_eq!(given, [(Ref::numbered(120), None)]);
+        given.clear();
+        routes.wrote();
+        // Meanwhile others were read.
+        routes.wake(31);
+        turn(&mut routes, &mut given, 31);
+        assert_eq!(given, []);
+        routes.begin(&mut given);
+        assert_eq!(given, [(Ref::numbered(131), Some(Ref::numbered(31)))]);
     }
 
     #[test]

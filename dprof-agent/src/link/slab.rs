@@ -1,20 +1,22 @@
 //! Places that are used again, and references that notice it.
 
+use std::num::NonZeroU32;
+
 /// A place in a slab that says when its tenant has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Ref {
     idx: u32,
-    generation: u32,
+    generation: NonZeroU32,
 }
 
 impl Ref {
     /// A place that nobody ever has.
-    pub(crate) const NOBODY: Self = Self { idx: u32::MAX, generation: 0 };
+    pub(crate) const NOBODY: Self = Self { idx: u32::MAX, generation: NonZeroU32::MIN };
 
     /// A place in no slab, for tests.
     #[cfg(test)]
     pub(crate) const fn numbered(idx: u32) -> Self {
-        Self { idx, generation: 0 }
+        Self { idx, generation: NonZeroU32::MIN }
     }
 
     /// Its number in the slab.
@@ -27,7 +29,7 @@ impl Ref {
 /// Entries by [`Ref`], places used again.
 #[derive(Debug)]
 pub(super) struct Slab<T> {
-    entries: Vec<(u32, Option<T>)>,
+    entries: Vec<(NonZeroU32, Option<T>)>,
     free: Vec<u32>,
 }
 
@@ -41,11 +43,11 @@ impl<T> Slab<T> {
     #[inline]
     pub(super) fn insert(&mut self, value: T) -> Ref {
         let idx = self.free.pop().unwrap_or_else(|| {
-            self.entries.push((0, None));
+            self.entries.push((NonZeroU32::MIN, None));
             self.entries.len() as u32 - 1
         });
         let (generation, place) = &mut self.entries[idx as usize];
-        *generation = generation.wrapping_add(1);
+        *generation = generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
         *place = Some(value);
         Ref { idx, generation: *generation }
     }

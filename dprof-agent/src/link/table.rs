@@ -11,6 +11,7 @@ use dprof_common::model::{EvidenceKind, SpanId};
 use rustc_hash::FxHashMap;
 
 pub(crate) use super::process::Process;
+use super::processes::Processes;
 pub(crate) use super::slab::Ref;
 use super::slab::Slab;
 use super::{Certainty, Observation};
@@ -25,8 +26,6 @@ pub(crate) const REQUESTS_MAX: usize = 512 * 1024;
 const SHARED_MAX: usize = 128 * 1024;
 /// Calls of one request that are compared with each other: more than any quorum.
 const SIBLINGS_MAX: usize = 64;
-/// Processes with state of their own.
-const PROCESSES_MAX: usize = 64 * 1024;
 /// How far a message's answer has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
@@ -53,7 +52,7 @@ pub(crate) struct Request {
     pub(crate) order: u64,
     pub(crate) content: Option<u64>,
     pub(crate) parts: Box<[u64]>,
-    pub(crate) explicit_id: Option<(u128, u64)>,
+    pub(crate) explicit_id: Option<Box<(u128, u64)>>,
     pub(crate) carried_id: Option<u64>,
     pub(crate) reply: Reply,
     /// Calls that name it as their cause.
@@ -181,9 +180,10 @@ pub(crate) fn key(kind: KeyKind, tgid: u32, hash: u64) -> u64 {
 pub(crate) struct Table {
     requests: Slab<Request>,
     calls: Slab<Call>,
+    /// Open ones.
     request_by_id: FxHashMap<SpanId, Ref>,
     call_by_id: FxHashMap<SpanId, Ref>,
-    processes: FxHashMap<u32, Process>,
+    processes: Processes,
     shared: FxHashMap<u64, Shared>,
     /// Answered requests, and when they leave.
     late: VecDeque<(u64, Ref)>,
@@ -217,7 +217,7 @@ impl Table {
             order: self.next_order,
             content: seen.content,
             parts: Box::default(),
-            explicit_id: seen.explicit_id,
+            explicit_id: seen.explicit_id.map(Box::new),
             carried_id: seen.request_id,
             reply: Reply::Awaited,
             n_calls: 0,
@@ -308,25 +308,19 @@ impl Table {
         self.call_by_id.get(&span_id).copied()
     }
 
+    /// A process; one that has done nothing yet has shown nothing.
+    #[inline]
+    pub(crate) fn process(&self, tgid: u32) -> &Process {
+        self.processes.get(tgid)
+    }
+
     /// A process.
     #[inline]
-    pub(crate) fn process(&self, tgid: u32) -> Process {
-        self.processes.get(&tgid).copied().unwrap_or_default()
-    }
-
-    /// What a process has shown; `None` of one that has done nothing yet.
-    pub(crate) fn shown(&self, tgid: u32) -> Option<&Process> {
-        self.processes.get(&tgid)
-    }
-
-    /// A process.
     pub(crate) fn process_mut(&mut self, tgid: u32) -> &mut Process {
-        if self.processes.len() >= PROCESSES_MAX && !self.processes.contains_key(&tgid) {
-            self.processes.clear();
-            // What was read before cannot be relied on.
-            self.losses = self.losses.wrapping_add(1);
-        }
-        self.processes.entry(tgid).or_default()
+        let (process, forgot) = self.processes.get_mut(tgid);
+        // What was read before cannot be relied on.
+        self.losses = self.losses.wrapping_add(u32::from(forgot));
+        process
     }
 
     /// Something of the process was not seen (0: of any process).
@@ -421,7 +415,11 @@ impl Table {
             return;
         }
         request.reply = reply;
-        let (tgid, unhashed) = (request.tgid, request.content.is_none());
+        let (span_id, tgid, unhashed) = (request.span_id, request.tgid, request.content.is_none());
+        // Nobody asks for it by its id any more, and the table stays as small as what is open.
+        if self.request_by_id.get(&span_id) == Some(&at) {
+            self.request_by_id.remove(&span_id);
+        }
         let process = self.process_mut(tgid);
         process.n_open = process.n_open.saturating_sub(1);
         process.n_unhashed = process.n_unhashed.saturating_sub(u32::from(unhashed));
@@ -462,7 +460,7 @@ impl Table {
             call = entry.next_sibling.take();
         }
         let Some(request) = self.requests.remove(at) else { return };
-        if self.request_by_id.get(&request.span_id) == Some(&at) {
+        if request.is_open() && self.request_by_id.get(&request.span_id) == Some(&at) {
             self.request_by_id.remove(&request.span_id);
         }
         if let Some(hash) = request.content {
@@ -471,8 +469,8 @@ impl Table {
         for hash in &request.parts {
             self.unshare(key(KeyKind::Part, request.tgid, *hash));
         }
-        if let Some((trace_id, _)) = request.explicit_id {
-            self.unshare(key(KeyKind::TraceId, request.tgid, fold(trace_id)));
+        if let Some(carried) = &request.explicit_id {
+            self.unshare(key(KeyKind::TraceId, request.tgid, fold(carried.0)));
         }
         if let Some(hash) = request.carried_id {
             self.unshare(key(KeyKind::RequestId, request.tgid, hash));
