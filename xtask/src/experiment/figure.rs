@@ -61,7 +61,7 @@ pub(super) fn lines(
     if high <= 0.0 {
         return Err(failed("there is nothing to draw"));
     }
-    let places: Range<f64> = -0.3..x.len() as f64 + 1.2;
+    let places: Range<f64> = -0.3..x.len() as f64 + 1.4;
     let mut chart = ChartBuilder::on(&root)
         .caption(title, (FONT, 18))
         .margin(12)
@@ -76,6 +76,8 @@ pub(super) fn lines(
     chart
         .configure_mesh()
         .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .y_labels(8)
         .x_labels(x.len() + 2)
         .x_label_formatter(&name)
         .x_desc(x_title)
@@ -144,6 +146,7 @@ pub(super) fn timeline(path: &Path, title: &str, x_title: &str, marks: &[Mark]) 
     chart
         .configure_mesh()
         .disable_y_mesh()
+        .light_line_style(TRANSPARENT)
         .y_labels(places.len() * 2)
         .y_label_formatter(&name)
         .x_desc(x_title)
