@@ -127,16 +127,13 @@ fn ask(request: &Request, questions: &mpsc::Sender<Question>) -> anyhow::Result<
     let gone = "the agent is stopping";
     match request {
         Request::OpenRequests { limit } => {
-            let (answer, answered) = mpsc::sync_channel(1);
-            questions
-                .send(Question::OpenRequests { limit: (*limit).min(LIMIT_MAX), answer })
-                .map_err(|_| anyhow::anyhow!(gone))?;
-            Ok(serde_json::json!({ "open_requests": answered.recv_timeout(PATIENCE).context(gone)? }))
+            let limit = (*limit).min(LIMIT_MAX);
+            let open = Question::ask(questions, PATIENCE, |answer| Question::OpenRequests { limit, answer });
+            Ok(serde_json::json!({ "open_requests": open.context(gone)? }))
         }
         Request::Counters => {
-            let (answer, answered) = mpsc::sync_channel(1);
-            questions.send(Question::Counters { answer }).map_err(|_| anyhow::anyhow!(gone))?;
-            let counters = answered.recv_timeout(PATIENCE).context(gone)?;
+            let counters = Question::ask(questions, PATIENCE, |answer| Question::Counters { answer });
+            let counters = counters.context(gone)?;
             let named: serde_json::Map<String, serde_json::Value> =
                 counters.iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
             Ok(serde_json::json!({ "counters": named }))

@@ -63,9 +63,8 @@ impl Acquaintances {
     /// `None`: it hears nobody, or not where we could reach it.
     fn met(&self, run: RunId, row: &AgentState) -> Option<Met> {
         let is_here = !row.boot_id.is_empty() && row.boot_id == self.boot_id;
-        let listens: Vec<SocketAddr> = row.hears.iter().filter_map(|text| text.parse().ok()).collect();
-        let listens: Vec<_> =
-            listens.into_iter().filter(|address| is_here || !address.ip().is_loopback()).collect();
+        let hears = row.hears.iter().filter_map(|text| text.parse::<SocketAddr>().ok());
+        let listens: Vec<_> = hears.filter(|address| is_here || !address.ip().is_loopback()).collect();
         let watches: Vec<IpAddr> =
             row.watches.iter().chain(&row.addresses).filter_map(|text| text.parse().ok()).collect();
         (!listens.is_empty()).then(|| Met { host: row.host.clone(), run, listens, watches })

@@ -2,8 +2,10 @@
 //! its machine there.
 //!
 //! Every [`EVERY`] the newest documents are read, judged as a whole, obeyed, kept on disk as the last good copy, and a
-//! row about this agent is written, and the rows of the others say whom to tell about traces that are kept. What a reader would get wrong: nothing here may stop anything. A store that is
-//! away, damaged or slow costs this one thread its time; the pipeline goes on with what is in force.
+//! row about this agent is written. The rows of the others say whom to tell about traces that are kept.
+//!
+//! What a reader would get wrong: nothing here may stop anything. A store that is away, damaged or slow costs this one
+//! thread its time; the pipeline goes on with what is in force.
 
 pub mod addresses;
 pub mod copy;
@@ -210,9 +212,7 @@ impl FigureSource {
     }
 
     fn ask<T>(&self, question: impl FnOnce(mpsc::SyncSender<T>) -> Question) -> Option<T> {
-        let (answer, answered) = mpsc::sync_channel(1);
-        self.questions.send(question(answer)).ok()?;
-        answered.recv_timeout(ENGINE_WITHIN).ok()
+        Question::ask(&self.questions, ENGINE_WITHIN, question)
     }
 }
 

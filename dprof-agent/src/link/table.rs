@@ -417,14 +417,19 @@ impl Table {
         request.reply = reply;
         let (span_id, tgid, unhashed) = (request.span_id, request.tgid, request.content.is_none());
         // Nobody asks for it by its id any more, and the table stays as small as what is open.
-        if self.request_by_id.get(&span_id) == Some(&at) {
-            self.request_by_id.remove(&span_id);
-        }
+        self.forget_id(span_id, at);
         let process = self.process_mut(tgid);
         process.n_open = process.n_open.saturating_sub(1);
         process.n_unhashed = process.n_unhashed.saturating_sub(u32::from(unhashed));
         if !process.is_leaf() {
             self.late.push_back((now_ns.saturating_add(LATE_NS), at));
+        }
+    }
+
+    /// The request at `at` is not found by its id any more; another one of the same id is.
+    fn forget_id(&mut self, span_id: SpanId, at: Ref) {
+        if self.request_by_id.get(&span_id) == Some(&at) {
+            self.request_by_id.remove(&span_id);
         }
     }
 
@@ -460,8 +465,8 @@ impl Table {
             call = entry.next_sibling.take();
         }
         let Some(request) = self.requests.remove(at) else { return };
-        if request.is_open() && self.request_by_id.get(&request.span_id) == Some(&at) {
-            self.request_by_id.remove(&request.span_id);
+        if request.is_open() {
+            self.forget_id(request.span_id, at);
         }
         if let Some(hash) = request.content {
             self.unshare(key(KeyKind::Content, request.tgid, hash));

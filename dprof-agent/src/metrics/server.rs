@@ -21,7 +21,6 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use super::{Figures, ProcessFigures, missing, render};
 use crate::clock::monotonic_ns;
-use crate::engine::EngineCounters;
 use crate::live::{Live, PUBLISH_EVERY_NS};
 use crate::pipeline::Question;
 use crate::source::recording::RecorderCounters;
@@ -190,15 +189,9 @@ fn gather(asked: &Asked) -> Figures {
         version: env!("CARGO_PKG_VERSION"),
         backend: asked.backend,
         live: asked.live.snapshot(),
-        engine: ask_engine(&asked.questions),
+        engine: Question::ask(&asked.questions, ENGINE_WITHIN, |answer| Question::Counters { answer }),
         words: asked.meeting.as_ref().map(|meeting| (meeting.counters(), meeting.tells())),
         recording: asked.recording.as_ref().map(|counters| counters()),
         process: ProcessFigures::read(asked.started_unix_ns),
     }
-}
-
-fn ask_engine(questions: &mpsc::Sender<Question>) -> Option<EngineCounters> {
-    let (answer, answered) = mpsc::sync_channel(1);
-    questions.send(Question::Counters { answer }).ok()?;
-    answered.recv_timeout(ENGINE_WITHIN).ok()
 }

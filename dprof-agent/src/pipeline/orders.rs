@@ -45,6 +45,19 @@ pub enum Question {
     },
 }
 
+impl Question {
+    /// Asks, and waits `within` for the answer; `None`: the engine has ended, or does not answer.
+    pub fn ask<T>(
+        questions: &mpsc::Sender<Self>,
+        within: Duration,
+        question: impl FnOnce(mpsc::SyncSender<T>) -> Self,
+    ) -> Option<T> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        questions.send(question(answer)).ok()?;
+        answered.recv_timeout(within).ok()
+    }
+}
+
 /// What the source's thread is told.
 #[derive(Debug)]
 pub(super) enum ToSource {

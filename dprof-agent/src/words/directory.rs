@@ -60,13 +60,13 @@ impl Directory {
         counters: Arc<Shared>,
         runtime: Handle,
     ) -> Self {
-        let directory = Self { told: RwLock::default(), own, secret, counters, runtime };
+        let mut directory = Self { told: RwLock::default(), own, secret, counters, runtime };
         let told = given.iter().map(|address| {
             let whom = Whom { name: format!("at {address}"), listens: vec![*address], run: None, own };
             directory.tell(whom, true, FxHashSet::from_iter([address.ip()]))
         });
-        let told = told.collect();
-        Self { told: RwLock::new(told), ..directory }
+        directory.told = RwLock::new(told.collect());
+        directory
     }
 
     fn tell(&self, whom: Whom, is_given: bool, watches: FxHashSet<IpAddr>) -> Told {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use plotters::coord::combinators::IntoLogRange as _;
+use plotters::coord::{CoordTranslate, Shift};
 use plotters::prelude::*;
 
 const SIZE: (u32, u32) = (860, 420);
@@ -43,6 +44,19 @@ fn failed(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("draw a figure: {error}")
 }
 
+fn canvas(path: &Path) -> Result<DrawingArea<SVGBackend<'_>, Shift>> {
+    let root = SVGBackend::new(path, SIZE).into_drawing_area();
+    root.fill(&WHITE).map_err(failed)?;
+    Ok(root)
+}
+
+fn draw_legend<'a, C: CoordTranslate>(chart: &mut ChartContext<'a, SVGBackend<'a>, C>) -> Result<()> {
+    let mut legend = chart.configure_series_labels();
+    legend.position(SeriesLabelPosition::UpperRight).label_font((FONT, 12));
+    legend.background_style(WHITE.mix(0.9)).border_style(BLACK.mix(0.3));
+    legend.draw().map_err(failed)
+}
+
 /// Lines over named places, on a logarithmic scale.
 pub(super) fn lines(
     path: &Path,
@@ -52,8 +66,7 @@ pub(super) fn lines(
     y_title: &str,
     series: &[Series],
 ) -> Result<()> {
-    let root = SVGBackend::new(path, SIZE).into_drawing_area();
-    root.fill(&WHITE).map_err(failed)?;
+    let root = canvas(path)?;
     let values =
         || series.iter().flat_map(|series| series.points.iter().flatten().copied()).filter(|y| *y > 0.0);
     let low = values().fold(f64::INFINITY, f64::min);
@@ -106,23 +119,15 @@ pub(super) fn lines(
             .draw_series(points.iter().map(|point| Circle::new(*point, 3, colour.filled())))
             .map_err(failed)?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .label_font((FONT, 12))
-        .background_style(WHITE.mix(0.9))
-        .border_style(BLACK.mix(0.3))
-        .draw()
-        .map_err(failed)?;
+    draw_legend(&mut chart)?;
     root.present().map_err(failed)
 }
 
 /// What happened at which place, over time.
 pub(super) fn timeline(path: &Path, title: &str, x_title: &str, marks: &[Mark]) -> Result<()> {
-    let root = SVGBackend::new(path, SIZE).into_drawing_area();
-    root.fill(&WHITE).map_err(failed)?;
+    let root = canvas(path)?;
     let mut places: Vec<&str> = Vec::new();
-    for mark in marks.iter().filter(|mark| !places.contains(&mark.place.as_str())).collect::<Vec<_>>() {
+    for mark in marks {
         if !places.contains(&mark.place.as_str()) {
             places.push(&mark.place);
         }
@@ -161,14 +166,7 @@ pub(super) fn timeline(path: &Path, title: &str, x_title: &str, marks: &[Mark]) 
             .label(*kind)
             .legend(move |(x, y)| Circle::new((x + 8, y), 5, colour.filled()));
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .label_font((FONT, 12))
-        .background_style(WHITE.mix(0.9))
-        .border_style(BLACK.mix(0.3))
-        .draw()
-        .map_err(failed)?;
+    draw_legend(&mut chart)?;
     root.present().map_err(failed)
 }
 
