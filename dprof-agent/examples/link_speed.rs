@@ -6,6 +6,8 @@
 //! --toggle-collect='*rounds_of*'` or `perf stat -e instructions:u` with two values of RPCS and take the difference.
 #![expect(clippy::print_stdout, reason = "a measurement prints what it found")]
 
+use std::collections::VecDeque;
+
 use dprof_agent::clock::process_cpu;
 use dprof_agent::link::linker::Linker;
 use dprof_agent::link::{LinkOptions, Observation};
@@ -59,17 +61,20 @@ fn observation(workload: Workload, n: u64, is_call: bool, step_ns: u64) -> Obser
 fn rounds_of(workload: Workload, in_flight: u64, n_rpcs: u64, step_ns: u64) -> u64 {
     let mut linker = Linker::new(LinkOptions::default(), 300_000_000);
     let mut n_links = 0;
+    let mut open = VecDeque::new();
     for n in 0..n_rpcs + in_flight {
         let now_ns = n * step_ns;
         let observation = |workload, n, is_call| observation(workload, n, is_call, step_ns);
         if n < n_rpcs {
-            linker.request_read(&observation(workload, n, false));
-            let _ = linker.call_made(&observation(workload, n, true), now_ns);
+            let request = linker.request_read(&observation(workload, n, false));
+            let (call, _) = linker.call_made(&observation(workload, n, true), now_ns);
+            open.push_back((request, call));
         }
-        if let Some(n) = n.checked_sub(in_flight) {
-            linker.reply_read(&observation(workload, n, true));
-            let answer = observation(workload, n, false);
-            linker.request_done(answer.span_id, Some(&answer), now_ns);
+        if let Some(n) = n.checked_sub(in_flight)
+            && let Some((request, call)) = open.pop_front()
+        {
+            linker.reply_read(call, &observation(workload, n, true));
+            linker.request_done(request, Some(&observation(workload, n, false)), now_ns);
         }
         linker.expire(now_ns);
         linker.take_detached(|_| {});

@@ -21,20 +21,18 @@ impl Engine {
     /// A request ended: its half is counted, and goes to the window.
     pub(super) fn finish_half(&mut self, socket: &mut Socket, slot: u32, ended: &Ended<'_>, status: Status) {
         let Some(open) = self.open.remove(slot) else { return };
-        let (side, span_id) = (open.side, open.span_id);
+        let (side, span_id, linked_at) = (open.side, open.span_id, open.linked_at);
         if let Ended::Response(response) = ended {
             let seen = observation(socket, span_id, response);
             if side == Side::Client {
-                self.linker.reply_read(&seen);
+                self.linker.reply_read(linked_at, &seen);
             } else {
-                self.linker.request_done(span_id, Some(&seen), self.clock.now_ns());
+                self.linker.request_done(linked_at, Some(&seen), self.clock.now_ns());
                 let (start, end) = (response.message.start, response.message.end);
                 socket.resent.note_answered(Answered { span_id, start, end });
             }
-        } else if side == Side::Client {
-            self.linker.call_ended(span_id);
         } else {
-            self.linker.request_done(span_id, None, self.clock.now_ns());
+            self.tell_unanswered(&open);
         }
         let answered =
             if let Ended::Response(response) = ended { response.message.value_bytes } else { None };
@@ -46,6 +44,14 @@ impl Engine {
         self.counters.halves_without_clock += u64::from(!self.clock.is_set());
         self.rollups.add(side, &half, named);
         self.window.finish(span_id, side, half, self.clock.now_ns());
+    }
+
+    /// Tells the linker that a request ended without an answer.
+    pub(super) fn tell_unanswered(&mut self, open: &OpenHalf) {
+        match open.side {
+            Side::Server => self.linker.request_done(open.linked_at, None, self.clock.now_ns()),
+            Side::Client => self.linker.call_ended(open.linked_at),
+        }
     }
 
     fn half(&self, socket: &Socket, open: OpenHalf, ended: &Ended<'_>, status: Status) -> (Half, bool) {
@@ -154,10 +160,7 @@ impl Engine {
     pub(super) fn forget_requests(&mut self, socket: &mut Socket) {
         for slot in socket.pairing.drain() {
             if let Some(open) = self.open.remove(slot) {
-                match open.side {
-                    Side::Server => self.linker.request_done(open.span_id, None, self.clock.now_ns()),
-                    Side::Client => self.linker.call_ended(open.span_id),
-                }
+                self.tell_unanswered(&open);
                 self.window.forget(open.span_id, open.side);
             }
         }
@@ -234,6 +237,7 @@ impl Engine {
                 // Its connection is gone: so is what could be said of it.
                 None => {
                     if let Some(open) = self.open.remove(slot) {
+                        self.tell_unanswered(&open);
                         self.window.forget(open.span_id, open.side);
                     }
                 }

@@ -8,8 +8,8 @@ use dprof_common::model::{MessageId, ProcessInfo, RootKind, Side, SpanId, Status
 use rustc_hash::FxBuildHasher;
 
 use super::Engine;
-use crate::link::Observation;
 use crate::link::linker::{Decided, Verdict};
+use crate::link::{Observation, Ref};
 use crate::protocol::{
     BLOCKING_ATTRIBUTE, Correlation, Direction, FORWARD_ATTRIBUTE, Message, MessageKind, Parsed,
 };
@@ -171,7 +171,7 @@ impl Engine {
             self.give_up_slot(Some(&mut *socket), slot);
         }
         let span_id = socket.identity(direction, request.message.start);
-        let verdict = self.observe_request(socket, side, span_id, &request);
+        let (linked_at, verdict) = self.observe_request(socket, side, span_id, &request);
         if side == Side::Server {
             self.serving.insert(request.last.tgid);
         }
@@ -211,6 +211,7 @@ impl Engine {
             cookie: socket.cookie,
             side,
             span_id,
+            linked_at,
             request,
             process,
             offset: self.clock.offset(),
@@ -354,13 +355,17 @@ impl Engine {
         }
     }
 
-    fn observe_request(&mut self, socket: &Socket, side: Side, span_id: SpanId, request: &Timed) -> Verdict {
+    /// Tells the linker of a request: its place there, and its cause.
+    fn observe_request(
+        &mut self,
+        socket: &Socket,
+        side: Side,
+        span_id: SpanId,
+        request: &Timed,
+    ) -> (Ref, Verdict) {
         let seen = observation(socket, span_id, request);
         match side {
-            Side::Server => {
-                self.linker.request_read(&seen);
-                Verdict::Now(Decided::none(span_id))
-            }
+            Side::Server => (self.linker.request_read(&seen), Verdict::Now(Decided::none(span_id))),
             Side::Client => self.linker.call_made(&seen, self.clock.now_ns()),
         }
     }

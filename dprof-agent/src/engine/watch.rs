@@ -6,7 +6,6 @@
 //! the agent: from the next message on.
 
 use dprof_common::event::{PortsEvent, flag};
-use dprof_common::model::Side;
 use dprof_common::settings::Protocols;
 
 use super::{Engine, Output};
@@ -86,10 +85,7 @@ impl Engine {
     /// Forgets an open request of which the rest will not be seen. Whether it was there.
     pub(super) fn abandon(&mut self, slot: u32) -> bool {
         let Some(open) = self.open.remove(slot) else { return false };
-        match open.side {
-            Side::Server => self.linker.request_done(open.span_id, None, self.clock.now_ns()),
-            Side::Client => self.linker.call_ended(open.span_id),
-        }
+        self.tell_unanswered(&open);
         self.window.abandon(open.span_id);
         true
     }

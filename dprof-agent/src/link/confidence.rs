@@ -11,14 +11,19 @@
 //! reaches 1: a confidence of exactly 1 is what certain links have.
 
 use dprof_common::model::EvidenceKind;
-use rustc_hash::FxHashMap;
+
+use super::remembered::Remembered;
 
 /// Comparisons from which on the share is said: with 20 right of 20 the estimate is 0.95.
 const COUNTED_MIN: u32 = 20;
 /// Counts are halved here, so that the estimate follows a process that changes.
 const COUNTED_MAX: u32 = 8192;
-/// Combinations of process, kind and feature.
-const BINS_MAX: usize = 64 * 1024;
+/// Processes with counts, 456 bytes each; all are forgotten when there are more.
+const PROCESSES_MAX: usize = 8 * 1024;
+/// Kinds of evidence, which are numbered from 1.
+const KINDS: usize = EvidenceKind::ALL.len();
+/// Features of a kind.
+const FEATURES_MAX: usize = 8;
 
 /// Which kinds are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,16 +78,14 @@ struct Bin {
 /// The counts.
 #[derive(Debug, Default)]
 pub(crate) struct Calibration {
-    bins: FxHashMap<(u32, EvidenceKind, u8), Bin>,
+    bins: Remembered<[[Bin; FEATURES_MAX]; KINDS]>,
 }
 
 impl Calibration {
     /// Counts a comparison.
     pub(crate) fn note(&mut self, tgid: u32, kind: EvidenceKind, feature: u8, right: bool) {
-        if self.bins.len() >= BINS_MAX && !self.bins.contains_key(&(tgid, kind, feature)) {
-            self.bins.clear();
-        }
-        let bin = self.bins.entry((tgid, kind, feature)).or_default();
+        let (bins, _) = self.bins.get_or_new(tgid, PROCESSES_MAX);
+        let Some(bin) = bins[kind as usize - 1].get_mut(usize::from(feature)) else { return };
         bin.n += 1;
         bin.right += u32::from(right);
         if bin.n >= COUNTED_MAX {
@@ -92,7 +95,8 @@ impl Calibration {
 
     /// The probability that a link of this kind is right; `None` where too little was counted.
     pub(crate) fn confidence(&self, tgid: u32, kind: EvidenceKind, feature: u8) -> Option<f32> {
-        let bin = self.bins.get(&(tgid, kind, feature)).filter(|bin| bin.n >= COUNTED_MIN)?;
+        let bins = &self.bins.get(tgid)?[kind as usize - 1];
+        let bin = bins.get(usize::from(feature)).filter(|bin| bin.n >= COUNTED_MIN)?;
         Some((bin.right + 1) as f32 / (bin.n + 2) as f32)
     }
 }

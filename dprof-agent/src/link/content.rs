@@ -56,7 +56,7 @@ impl Evidence for RelayedContent {
 
     fn request_read(&mut self, table: &mut Table, request: Ref, seen: &Observation<'_>) {
         if let Some(hash) = seen.content {
-            table.share(key(KeyKind::Content, seen.tgid, hash), request);
+            table.share_content(hash, request);
         }
         if seen.parts.len() > 1 || (seen.parts.len() == 1 && self.parting.contains(&seen.tgid)) {
             table.set_parts(request, seen.parts);
@@ -67,7 +67,7 @@ impl Evidence for RelayedContent {
     }
 
     fn call_made(&mut self, table: &mut Table, call: Ref, seen: &Observation<'_>) -> Option<Proposal> {
-        let whole = seen.content.and_then(|hash| table.shared(key(KeyKind::Content, seen.tgid, hash)));
+        let whole = table.shared(table.call(call).and_then(|call| call.content_at));
         if let Some(shared) = whole {
             // Ties are told apart by order.
             return (shared.n == 1).then(|| whole_of(table, shared.newest, call, seen)).flatten();
@@ -104,9 +104,9 @@ fn whole_of(table: &Table, parent: Ref, _call: Ref, seen: &Observation<'_>) -> O
 /// The only request all of whose parts the call's are among.
 fn part_of(table: &Table, seen: &Observation<'_>) -> Option<Ref> {
     let first = *seen.parts.first()?;
-    let shared = table.shared(key(KeyKind::Part, seen.tgid, first))?;
+    let shared = table.shared(table.find_shared(key(KeyKind::Part, seen.tgid, first)))?;
     let has_all = |at: Ref| {
-        table.request(at).is_some_and(|request| seen.parts.iter().all(|part| request.parts.contains(part)))
+        table.request(at).is_some_and(|request| seen.parts.iter().all(|part| request.parts().contains(part)))
     };
     let Some(ties) = &shared.ties else { return Some(shared.newest).filter(|at| has_all(*at)) };
     let mut candidates: Vec<Ref> = Vec::new();
@@ -139,7 +139,7 @@ fn gathered(table: &Table, seen: &Observation<'_>) -> Option<Proposal> {
     }
     let mut all: Vec<(u64, Ref)> = Vec::with_capacity(seen.parts.len());
     for part in seen.parts {
-        let shared = table.shared(key(KeyKind::Part, seen.tgid, *part))?;
+        let shared = table.shared(table.find_shared(key(KeyKind::Part, seen.tgid, *part)))?;
         let request = table.request(shared.newest)?;
         if shared.n != 1 || !request.is_open() {
             return None;

@@ -50,8 +50,8 @@ fn one_of(
     seen: &Observation<'_>,
     same_trace: impl Fn((u128, u64)) -> bool,
 ) -> Option<Proposal> {
-    let shared = table.shared(key)?;
-    let carried = |at: Ref| table.request(at).and_then(|request| request.explicit_id.as_deref().copied());
+    let shared = table.shared(table.find_shared(key))?;
+    let carried = |at: Ref| table.request(at).and_then(super::table::Request::explicit_id);
     let fits = |at: &Ref| table.request(*at).is_some() && carried(*at).is_none_or(&same_trace);
     if shared.n == 1 {
         return fits(&shared.newest).then_some(Proposal::one(shared.newest, Certainty::Certain));

@@ -15,14 +15,14 @@ use std::collections::VecDeque;
 use dprof_common::model::{EvidenceKind, Link, SpanId};
 
 use super::confidence::{Calibration, LinkOptions};
-use super::content::{self, RelayedContent};
+use super::content;
 pub use super::decided::{Decided, LinkCounters, Verdict};
-use super::explicit::ExplicitId;
-use super::order::{self, InOrder, Order};
-use super::relay::{self, StreamRelay};
-use super::table::{LATE_NS, Ref, Reply, Table};
-use super::thread::{self, SameThread};
-use super::{Certainty, Evidence, Observation};
+use super::ladder::{Ladder, Said};
+use super::order::{self, InOrder};
+use super::relay;
+use super::table::{LATE_NS, Ref, Reply, Request, Table};
+use super::thread;
+use super::{Certainty, Observation};
 use crate::stream::Chunk;
 
 /// What a process had read before the agent saw everything, or what could not be told to be no request, may still be
@@ -32,7 +32,7 @@ const JOINED_NS: u64 = LATE_NS;
 /// Decides on causes.
 pub struct Linker {
     table: Table,
-    evidence: Vec<Box<dyn Evidence>>,
+    evidence: Ladder,
     calibration: Calibration,
     in_order: InOrder,
     options: LinkOptions,
@@ -57,16 +57,9 @@ enum Check {
 impl Linker {
     /// A linker that has seen nothing. Verdicts come within `wait_ns`.
     pub fn new(options: LinkOptions, wait_ns: u64) -> Self {
-        let all: [Box<dyn Evidence>; 5] = [
-            Box::new(ExplicitId),
-            Box::new(StreamRelay::default()),
-            Box::new(RelayedContent::default()),
-            Box::new(Order::default()),
-            Box::new(SameThread::default()),
-        ];
         Self {
             table: Table::default(),
-            evidence: all.into_iter().filter(|one| options.evidence.contains(one.kind())).collect(),
+            evidence: Ladder::new(options.evidence),
             calibration: Calibration::default(),
             in_order: InOrder::default(),
             options,
@@ -100,39 +93,25 @@ impl Linker {
         self.table.is_empty() && self.pending.is_empty()
     }
 
-    /// A server process read a request.
+    /// A server process read a request: where it is kept until [`Linker::request_done`].
     #[inline(never)]
-    pub fn request_read(&mut self, seen: &Observation<'_>) {
+    pub fn request_read(&mut self, seen: &Observation<'_>) -> Ref {
         let request = self.table.read(seen);
-        for evidence in &mut self.evidence {
-            evidence.request_read(&mut self.table, request, seen);
-        }
+        self.evidence.request_read(&mut self.table, request, seen);
         self.take_settled();
+        request
     }
 
-    /// A process made a call.
+    /// A process made a call: where it is kept until its reply is read or it ends without one, and its cause.
     #[inline(never)]
-    pub fn call_made(&mut self, seen: &Observation<'_>, now_ns: u64) -> Verdict {
+    pub fn call_made(&mut self, seen: &Observation<'_>, now_ns: u64) -> (Ref, Verdict) {
         let at = self.table.called(seen);
-        let mut chosen = None;
-        for evidence in &mut self.evidence {
-            let kind = evidence.kind();
-            if kind == EvidenceKind::SameThread {
-                // It is always asked: it must know of every send, and is compared with stronger evidence.
-                let proposal = evidence.call_made(&mut self.table, at, seen);
-                match (&chosen, proposal) {
-                    (None, Some(proposal)) => chosen = Some((kind, proposal)),
-                    (_, proposal) => {
-                        let said = thread::said(&self.table, proposal.as_ref());
-                        if let Some(call) = self.table.call_mut(at) {
-                            call.thread_said = said;
-                        }
-                    }
-                }
-            } else if chosen.is_none() {
-                chosen = evidence.call_made(&mut self.table, at, seen).map(|proposal| (kind, proposal));
-            }
-        }
+        (at, self.ask(at, seen, now_ns))
+    }
+
+    fn ask(&mut self, at: Ref, seen: &Observation<'_>, now_ns: u64) -> Verdict {
+        let Said { chosen, thread } = self.evidence.call_made(&mut self.table, at, seen);
+        let thread_said = thread::said(&self.table, thread.as_ref());
         let Some((kind, proposal)) = chosen else {
             return if self.tells_later(at, seen) {
                 self.later(at, EvidenceKind::Order, now_ns)
@@ -149,7 +128,7 @@ impl Linker {
         self.table.link(at, Some(proposal.parent));
         if let Some(call) = self.table.call_mut(at) {
             (call.kind, call.certainty, call.further) = (kind, proposal.certainty, proposal.further);
-            call.order_said = order_said;
+            (call.order_said, call.thread_said) = (order_said, thread_said);
         }
         self.tells_later(at, seen);
         match kind {
@@ -162,8 +141,7 @@ impl Linker {
 
     /// Tells every kind of a call; whether one of them will tell its cause.
     fn tells_later(&mut self, at: Ref, seen: &Observation<'_>) -> bool {
-        let table = &mut self.table;
-        self.evidence.iter_mut().fold(false, |later, kind| later | kind.tells_later(table, at, seen))
+        self.evidence.tells_later(&mut self.table, at, seen)
     }
 
     /// Gives the verdicts that waited for a cause to be put right.
@@ -192,22 +170,17 @@ impl Linker {
 
     /// The response of a call was read.
     #[inline(never)]
-    pub fn reply_read(&mut self, seen: &Observation<'_>) {
-        let found = self.table.find_call(seen.span_id);
-        let at = found.unwrap_or(Ref::NOBODY);
+    pub fn reply_read(&mut self, at: Ref, seen: &Observation<'_>) {
         if let Some(call) = self.table.call_mut(at) {
             call.reply = Reply::Seen(seen.content);
         }
-        for evidence in &mut self.evidence {
-            evidence.reply_read(&mut self.table, at, seen);
-        }
+        self.evidence.reply_read(&mut self.table, at, seen);
         self.take_settled();
         self.ended(at);
     }
 
     /// A call ended without a response.
-    pub(crate) fn call_ended(&mut self, span_id: SpanId) {
-        let Some(at) = self.table.find_call(span_id) else { return };
+    pub(crate) fn call_ended(&mut self, at: Ref) {
         if let Some(call) = self.table.call_mut(at) {
             call.reply = Reply::Never;
         }
@@ -228,13 +201,13 @@ impl Linker {
 
     /// A server process answered a request (`seen`), or will not answer it.
     #[inline(never)]
-    pub fn request_done(&mut self, span_id: SpanId, seen: Option<&Observation<'_>>, now_ns: u64) {
-        let Some(at) = self.table.find_request(span_id) else { return };
+    pub fn request_done(&mut self, at: Ref, seen: Option<&Observation<'_>>, now_ns: u64) {
+        if !self.table.request(at).is_some_and(Request::is_open) {
+            return;
+        }
         let reply = seen.map_or(Reply::Never, |seen| Reply::Seen(seen.content));
         self.table.answer(at, reply, now_ns);
-        for evidence in &mut self.evidence {
-            evidence.request_done(&mut self.table, at, seen);
-        }
+        self.evidence.request_done(&mut self.table, at, seen);
         let mut calls = std::mem::take(&mut self.calls);
         if let Some(request) = self.table.request(at) {
             calls.extend(self.table.calls_of(request).map(|(at, _)| at));
@@ -273,9 +246,7 @@ impl Linker {
     /// Something of the process was not seen (0: of any).
     pub(crate) fn disturbed(&mut self, tgid: u32) {
         self.table.lose(tgid);
-        for evidence in &mut self.evidence {
-            evidence.disturbed(tgid);
-        }
+        self.evidence.disturbed(tgid);
     }
 
     /// A connection of the process is older than what is known of it, which is everything from `since_ns` on.
@@ -288,16 +259,12 @@ impl Linker {
 
     /// Bytes were read or sent.
     pub(crate) fn bytes(&mut self, sock: u64, chunk: &Chunk<'_>) {
-        for evidence in &mut self.evidence {
-            evidence.bytes(sock, chunk);
-        }
+        self.evidence.bytes(sock, chunk);
     }
 
     /// A connection ended.
     pub(crate) fn closed(&mut self, sock: u64) {
-        for evidence in &mut self.evidence {
-            evidence.closed(sock);
-        }
+        self.evidence.closed(sock);
     }
 
     /// What is due by now.
@@ -385,7 +352,8 @@ impl Linker {
             self.detached.push(span_id);
         }
         let link = |parent| Link { parent, evidence: kind, confidence };
-        let further = further.into_iter().map(link).collect();
+        // Nearly always there is none, and nothing to allocate.
+        let further = if further.is_empty() { Vec::new() } else { further.into_iter().map(link).collect() };
         Some(Decided { call: span_id, link: Some(link(parent)), further })
     }
 
@@ -417,9 +385,7 @@ impl Linker {
                         .any(|(_, other)| passes(other.reply) == Check::Passed)
             });
         let stands = request.is_some_and(|request| {
-            let key =
-                request.content.map(|hash| super::table::key(super::table::KeyKind::Content, tgid, hash));
-            let alone = key.and_then(|key| self.table.shared(key)).is_some_and(|shared| shared.n == 1);
+            let alone = self.table.shared(request.content_at).is_some_and(|shared| shared.n == 1);
             alone && self.table.is_undisturbed(request)
         });
         let is_unique = certainty == Certainty::IfReplyPasses;

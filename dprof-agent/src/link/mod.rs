@@ -25,18 +25,23 @@
 //! What a reader would get wrong: evidence sees message *halves* in the order of capture, not spans, and the verdict
 //! may come later than the call, when replies have been seen ([`linker::Verdict::Later`]).
 
+mod carried;
 pub(crate) mod confidence;
 pub(crate) mod content;
 mod decided;
 pub(crate) mod explicit;
 mod head;
+mod ladder;
 pub mod linker;
+mod matched;
 pub(crate) mod order;
 mod process;
 mod processes;
 pub(crate) mod relay;
+mod remembered;
 mod replies;
 mod routes;
+mod shared;
 mod slab;
 pub(crate) mod table;
 #[cfg(test)]
@@ -44,10 +49,11 @@ mod tests;
 pub(crate) mod thread;
 
 pub use self::confidence::{EvidenceSet, LinkOptions};
+pub use self::slab::Ref;
 
 use dprof_common::model::{EvidenceKind, SpanId};
 
-use self::table::{Ref, Table};
+use self::table::Table;
 use crate::stream::Chunk;
 
 /// One end of a message at the moment that it is known whole.
@@ -114,7 +120,7 @@ impl Proposal {
 
 /// What happens in a process, as one kind of evidence needs to know it. Calls come in the order of capture, after
 /// the table has taken the event in. State is bounded by the implementation; forgetting means no link.
-pub(crate) trait Evidence: Send {
+pub(crate) trait Evidence {
     /// Which kind.
     fn kind(&self) -> EvidenceKind;
 

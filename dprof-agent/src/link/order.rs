@@ -15,11 +15,13 @@
 //! What a reader would get wrong: this is never certain. Equal commands with equal replies that a proxy reorders
 //! within one tie are exchanged without a trace, and it does not matter to any answer but whose they were.
 
+use std::collections::VecDeque;
 use std::hash::BuildHasher as _;
 
 use dprof_common::model::{EvidenceKind, SpanId};
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
+use super::remembered::Remembered;
 use super::replies::{Blind, Rules, settle};
 use super::routes::{Given, Routes, is_alike};
 use super::table::{KeyKind, Ref, Request, Table, Ties, key};
@@ -54,8 +56,8 @@ const EARLY_MAX: usize = 64;
 /// Evidence by order.
 #[derive(Debug, Default)]
 pub(crate) struct Order {
-    blind: FxHashMap<u32, Blind>,
-    routes: FxHashMap<u32, Routes>,
+    blind: Remembered<Blind>,
+    routes: Remembered<Routes>,
     n_replies: u64,
     /// Kept between calls to save allocations.
     given: Vec<Given>,
@@ -64,7 +66,7 @@ pub(crate) struct Order {
 impl Order {
     /// Something is read: calls of the turns before may be given to their requests.
     fn begin_turn(&mut self, table: &mut Table, tgid: u32) {
-        let Some(routes) = self.routes.get_mut(&tgid).filter(|routes| !routes.is_idle()) else { return };
+        let Some(routes) = self.routes.get_mut(tgid).filter(|routes| !routes.is_idle()) else { return };
         routes.begin(&mut self.given);
         if !self.given.is_empty() {
             self.give_all(table);
@@ -90,7 +92,7 @@ fn give(table: &mut Table, call_at: Ref, request_at: Option<Ref>) -> bool {
     let Some((request_at, request)) = request_at.and_then(|at| Some((at, table.request(at)?))) else {
         return true;
     };
-    let tied = content.filter(|hash| table.shared(key(KeyKind::Content, tgid, *hash)).is_some());
+    let tied = content.filter(|hash| table.find_shared(key(KeyKind::Content, tgid, *hash)).is_some());
     if tied.is_some() && request.content.is_some() && request.content != tied {
         return true;
     }
@@ -143,7 +145,7 @@ fn next(ties: &mut Ties, table: &Table, seen: &Observation<'_>, tie: Tie) -> Opt
     let operation = if same_operation { seen.operation } else { 0 };
     let lane = if fans_out { seen.peer } else { 0 } ^ (u64::from(seen.tid) << 17) ^ operation;
     let after = ties.cursors.iter().find(|(of, _)| *of == lane).map_or(0, |(_, order)| *order);
-    let from = ties.requests.partition_point(|(order, _)| *order <= after);
+    let from = first_after(&ties.requests, after);
     let is_free = |request: &Request| {
         request.is_open()
             && (!same_protocol || request.protocol == seen.protocol)
@@ -170,6 +172,26 @@ fn next(ties: &mut Ties, table: &Table, seen: &Observation<'_>, tie: Tie) -> Opt
         ties.cursors.push((lane, order));
     }
     Some(at)
+}
+
+/// Where the first request that was read after number `after` is. Galloping from the end (Bentley and Yao 1976): it is
+/// nearly always among the last.
+fn first_after(requests: &VecDeque<(u64, Ref)>, after: u64) -> usize {
+    let (mut to, mut step) = (requests.len(), 1);
+    while to >= step && requests[to - step].0 > after {
+        to -= step;
+        step *= 2;
+    }
+    let mut from = to.saturating_sub(step);
+    while from < to {
+        let middle = from.midpoint(to);
+        if requests[middle].0 > after {
+            to = middle;
+        } else {
+            from = middle + 1;
+        }
+    }
+    to
 }
 
 /// Calls made before their process was known to be a relay, in order: each is of the first request without one.
@@ -202,11 +224,8 @@ impl Evidence for Order {
             return;
         }
         let (is_blind_relay, is_open_relay) = (shown.is_blind_relay(), shown.is_open_relay());
-        if self.routes.len() >= PROCESSES_MAX && !self.routes.contains_key(&seen.tgid) {
-            self.routes.clear();
-        }
         let order = table.request(request).map_or(0, |request| request.order);
-        let routes = self.routes.entry(seen.tgid).or_default();
+        let (routes, _) = self.routes.get_or_new(seen.tgid, PROCESSES_MAX);
         if is_open_relay {
             if !routes.is_idle() {
                 routes.rest(&mut self.given);
@@ -222,7 +241,7 @@ impl Evidence for Order {
         if !is_blind_relay {
             return;
         }
-        let ties = &mut self.blind.entry(seen.tgid).or_default().ties;
+        let ties = &mut self.blind.get_or_new(seen.tgid, PROCESSES_MAX).0.ties;
         ties.requests.push_back((order, request));
         while ties.requests.len() > REPLIED_MAX
             || ties.requests.front().is_some_and(|(_, at)| table.request(*at).is_none_or(|r| !r.is_open()))
@@ -233,8 +252,8 @@ impl Evidence for Order {
 
     fn call_made(&mut self, table: &mut Table, call_at: Ref, seen: &Observation<'_>) -> Option<Proposal> {
         let fans_out = table.process(seen.tgid).fans_out();
-        let key = seen.content.map(|hash| key(KeyKind::Content, seen.tgid, hash));
-        if let Some(shared) = key.and_then(|key| table.shared_mut(key)) {
+        let content_at = table.call(call_at).and_then(|call| call.content_at);
+        if let Some(shared) = table.shared_mut(content_at) {
             let mut ties = shared.ties.take()?;
             let newest = shared.newest;
             let parent = next(&mut ties, table, seen, Tie::Content { fans_out }).or_else(|| {
@@ -244,15 +263,12 @@ impl Evidence for Order {
                     .filter(|request| request.is_open() && request.n_calls > 0)
                     .map(|_| newest)
             });
-            if let Some(shared) = key.and_then(|key| table.shared_mut(key)) {
+            if let Some(shared) = table.shared_mut(content_at) {
                 shared.ties = Some(ties);
             }
             return parent.map(|parent| Proposal::one(parent, Certainty::Probable(feature::TIE)));
         }
-        if self.blind.len() >= PROCESSES_MAX && !self.blind.contains_key(&seen.tgid) {
-            self.blind.clear();
-        }
-        let blind = self.blind.entry(seen.tgid).or_default();
+        let (blind, _) = self.blind.get_or_new(seen.tgid, PROCESSES_MAX);
         let process = table.process(seen.tgid);
         if !process.is_blind_relay() {
             if process.hides_content() && blind.early.len() < EARLY_MAX {
@@ -261,7 +277,7 @@ impl Evidence for Order {
             return None;
         }
         let relays_operations = process.relays_operations();
-        if let Some(routes) = self.routes.get(&seen.tgid).filter(|_| !blind.early.is_empty()) {
+        if let Some(routes) = self.routes.get(seen.tgid).filter(|_| !blind.early.is_empty()) {
             catch_up(&mut blind.early, routes, table);
             let open = routes.requests().iter().filter(|read| {
                 table.request(read.at).is_some_and(|request| request.is_open() && request.n_calls == 0)
@@ -273,25 +289,23 @@ impl Evidence for Order {
     }
 
     fn tells_later(&mut self, table: &mut Table, call_at: Ref, seen: &Observation<'_>) -> bool {
-        let Some(routes) = self.routes.get_mut(&seen.tgid).filter(|routes| !routes.is_idle()) else {
+        let Some(routes) = self.routes.get_mut(seen.tgid).filter(|routes| !routes.is_idle()) else {
             return false;
         };
-        routes.called(seen.peer, seen.operation, call_at);
+        let waits = routes.called(seen.peer, seen.operation, call_at);
         let process = table.process(seen.tgid);
         let (is_blind_relay, hides_content) = (process.is_blind_relay(), process.hides_content());
-        let by_route = !process.is_plain() && routes.may_tell(seen.peer, seen.operation);
+        let by_route = waits && !process.is_plain();
         let Some(call) = table.call_mut(call_at) else { return false };
         call.is_provisional = by_route;
         if call.parent.is_some() {
             return false;
         }
-        let is_tied = || {
-            let key = seen.content.map(|hash| key(KeyKind::Content, seen.tgid, hash));
-            key.and_then(|key| table.shared(key)).is_some_and(|shared| shared.n > 1)
-        };
+        let content_at = call.content_at;
+        let is_tied = || table.shared(content_at).is_some_and(|shared| shared.n > 1);
         // Only of such a process calls wait to be caught up with.
         let is_early = hides_content
-            && self.blind.get(&seen.tgid).is_some_and(|blind| blind.early.last() == Some(&call_at));
+            && self.blind.get(seen.tgid).is_some_and(|blind| blind.early.last() == Some(&call_at));
         is_blind_relay || is_early || by_route && (hides_content || is_tied())
     }
 
@@ -309,11 +323,10 @@ impl Evidence for Order {
         let tgid = call.tgid;
         let replied = match call.certainty {
             Certainty::Probable(feature::TIE) => {
-                let Some(hash) = call.content else { return };
-                let shared = table.shared_mut(key(KeyKind::Content, tgid, hash));
+                let shared = table.shared_mut(call.content_at);
                 shared.and_then(|shared| shared.ties.as_mut()).map(|ties| &mut ties.replied)
             }
-            _ => self.blind.get_mut(&tgid).map(|blind| &mut blind.ties.replied),
+            _ => self.blind.get_mut(tgid).map(|blind| &mut blind.ties.replied),
         };
         if let Some(replied) = replied {
             replied.push_back(call_at);
@@ -325,35 +338,32 @@ impl Evidence for Order {
 
     fn request_done(&mut self, table: &mut Table, request_at: Ref, seen: Option<&Observation<'_>>) {
         let Some(request) = table.request(request_at) else { return };
-        let (tgid, content) = (request.tgid, request.content);
+        let (tgid, content_at) = (request.tgid, request.content_at);
         if table.process(tgid).is_leaf() {
             return;
         }
         if seen.is_some()
-            && let Some(routes) = self.routes.get_mut(&tgid)
+            && let Some(routes) = self.routes.get_mut(tgid)
         {
             routes.wrote();
         }
-        let tied = content.map(|hash| key(KeyKind::Content, tgid, hash));
-        if let Some(tied) = tied
-            && let Some(mut ties) = table.shared_mut(tied).and_then(|shared| shared.ties.take())
-        {
+        if let Some(mut ties) = table.shared_mut(content_at).and_then(|shared| shared.ties.take()) {
             let rules = Rules { own_first: true, same_operation: false, in_order: false, after_reply: 0 };
             settle(table, &mut ties, request_at, rules);
-            if let Some(shared) = table.shared_mut(tied) {
+            if let Some(shared) = table.shared_mut(content_at) {
                 shared.ties = Some(ties);
             }
-        } else if let Some(blind) = self.blind.get_mut(&tgid)
+        } else if let Some(blind) = self.blind.get_mut(tgid)
             && table.process(tgid).is_blind_relay()
         {
-            let turn = self.routes.get(&tgid).map_or(0, Routes::turn);
+            let turn = self.routes.get(tgid).map_or(0, Routes::turn);
             let relays_operations = table.process(tgid).relays_operations();
             blind.answered(table, request_at, turn, relays_operations);
         }
     }
 
     fn disturbed(&mut self, tgid: u32) {
-        for (_, routes) in self.routes.iter_mut().filter(|(of, _)| tgid == 0 || **of == tgid) {
+        for (_, routes) in self.routes.iter_mut().filter(|(of, _)| tgid == 0 || *of == tgid) {
             routes.disturbed();
         }
     }

@@ -30,7 +30,7 @@ use dprof_common::model::EvidenceKind;
 use rustc_hash::FxHashMap;
 
 use super::head::{COMPARE_BYTES, Head, proxy_header};
-use super::table::{Call, KeyKind, Ref, Table, key};
+use super::table::{Call, Ref, Table};
 use super::{Certainty, Evidence, Observation, Proposal};
 use crate::protocol::Direction;
 use crate::stream::Chunk;
@@ -374,7 +374,7 @@ impl Evidence for StreamRelay {
         }
     }
 
-    fn call_made(&mut self, table: &mut Table, _call: Ref, seen: &Observation<'_>) -> Option<Proposal> {
+    fn call_made(&mut self, table: &mut Table, call: Ref, seen: &Observation<'_>) -> Option<Proposal> {
         let target = self.targets.get_mut(&seen.sock)?;
         let pair = target.standing()?;
         let source = self.sources.get(&pair.source)?;
@@ -398,7 +398,7 @@ impl Evidence for StreamRelay {
             return Some(Proposal::one(parent, Certainty::IfReplyPasses));
         }
         // What only one request says is for stronger evidence.
-        let content = seen.content.and_then(|hash| table.shared(key(KeyKind::Content, seen.tgid, hash)));
+        let content = table.shared(table.call(call).and_then(|call| call.content_at));
         content
             .is_none_or(|shared| shared.n > 1)
             .then(|| Proposal::one(parent, Certainty::Probable(feature::STANDING)))

@@ -13,14 +13,13 @@
 use rustc_hash::FxHashMap;
 
 use super::Certainty;
+use super::matched::Matched;
 use super::order::feature;
 use super::routes::is_alike;
-use super::table::{Call, Matched, Ref, Reply, Request, Table, Ties};
+use super::table::{Call, Ref, Reply, Request, Table, Ties};
 
 /// Replies looked through for the one that an answer passes on: more than are read between two writes.
 const MATCH_MAX: usize = 512;
-/// Matched calls with which the next one is compared.
-const MATCHED_MAX: usize = 64;
 /// Answers after which it is known whether the first guess holds in a process…
 const GUESSES_MIN: u32 = 16;
 /// …and of ten, how many guesses must have held for it to stand.
@@ -108,14 +107,8 @@ impl Rules {
     fn allow(self, ties: &Ties, call: &Call, request: &Request) -> bool {
         call.reply_number > self.after_reply
             && (!self.same_operation || is_alike(call.operation, request.operation))
-            && (!self.in_order || keeps_order(&ties.matched, call, request))
+            && (!self.in_order || ties.matched.keep_order(call.sock, call.number, request.order))
     }
-}
-
-/// Whether calls on one connection keep the order of their causes if `call` is of `request`.
-fn keeps_order(matched: &[Matched], call: &Call, request: &Request) -> bool {
-    let mut same = matched.iter().filter(|one| one.sock == call.sock);
-    same.all(|one| (one.call < call.number) == (one.request < request.order))
 }
 
 /// The oldest call whose reply may be the one that answers `request`.
@@ -169,9 +162,6 @@ pub(crate) fn settle(table: &mut Table, ties: &mut Ties, at: Ref, rules: Rules) 
         let (peer, sock, number) = (call.peer, call.sock, call.number);
         if let Some(request) = table.request_mut(at) {
             request.matched_peer = Some(peer);
-        }
-        if ties.matched.len() >= MATCHED_MAX {
-            ties.matched.remove(0);
         }
         ties.matched.push(Matched { sock, call: number, request: order });
     }

@@ -65,6 +65,8 @@ struct Leg {
     cursor: u64,
     /// Calls not given out, and their turn.
     calls: VecDeque<(u32, Ref)>,
+    /// Some of them wait for their cause.
+    has_waiting: bool,
     /// Calls of this turn.
     n_now: u32,
     /// Per class, the sum over the turns of requests times calls.
@@ -133,12 +135,6 @@ impl Routes {
         &self.requests
     }
 
-    /// Whether the causes of calls of this operation to this peer are known, or may be soon.
-    pub(crate) fn may_tell(&self, peer: u64, operation: u64) -> bool {
-        let knows = |leg: &Leg| (leg.peer, leg.operation) == (peer, operation) && leg.causes.is_some();
-        !self.is_unfit && (self.n_turns < LEARNING_TURNS_MAX || self.legs.iter().any(knows))
-    }
-
     /// A request was read. `is_gone`: whether a request was forgotten.
     pub(crate) fn read(
         &mut self,
@@ -174,28 +170,32 @@ impl Routes {
         self.requests.push_back(Read { order, turn: self.turn, class: idx as u8, at });
     }
 
-    /// A call was made.
-    pub(crate) fn called(&mut self, peer: u64, operation: u64, at: Ref) {
+    /// A call was made. Whether it waits for its cause, because those of this operation to this peer are known, or may
+    /// be soon.
+    pub(crate) fn called(&mut self, peer: u64, operation: u64, at: Ref) -> bool {
         self.has_written = true;
         if self.is_unfit {
-            return;
+            return false;
         }
         self.has_called = true;
         let found = self.legs.iter().position(|leg| (leg.peer, leg.operation) == (peer, operation));
         let idx = found.unwrap_or(self.legs.len());
         if idx >= LEGS_MAX {
-            return self.fail();
+            self.fail();
+            return false;
         }
         if found.is_none() {
-            let (calls, sums) = (VecDeque::new(), [0.0; CLASSES_MAX]);
-            self.legs.push(Leg { peer, operation, causes: None, cursor: 0, calls, n_now: 0, sums });
+            self.legs.push(Leg::of(peer, operation));
         }
         let leg = &mut self.legs[idx];
         leg.n_now += 1;
+        let waits = leg.causes.is_some() || self.n_turns < LEARNING_TURNS_MAX;
+        leg.has_waiting |= waits;
         if leg.calls.len() >= CALLS_MAX {
             leg.calls.pop_front();
         }
         leg.calls.push_back((self.turn, at));
+        waits
     }
 
     /// Something else was sent.
@@ -230,6 +230,8 @@ impl Routes {
         for leg in self.legs.iter_mut().filter(|leg| !leg.calls.is_empty()) {
             if leg.causes.is_some() {
                 leg.give_out(&self.requests, given);
+            } else if self.n_turns >= LEARNING_TURNS_MAX && !std::mem::take(&mut leg.has_waiting) {
+                leg.calls.clear();
             } else if self.n_turns >= LEARNING_TURNS_MAX {
                 given.extend(leg.calls.drain(..).map(|(_, at)| (at, None)));
             }
@@ -251,6 +253,11 @@ impl Routes {
 
     fn sum(&mut self) {
         let now = &mut self.n_now[..self.classes.len()];
+        self.n_summed += 1;
+        if now.iter().all(|n| *n == 0) {
+            self.legs.iter_mut().for_each(|leg| leg.n_now = 0);
+            return;
+        }
         for (row, n) in self.gram.iter_mut().zip(&*now).filter(|(_, n)| **n > 0) {
             for (sum, m) in row.iter_mut().zip(&*now) {
                 *sum += f64::from(*n) * f64::from(*m);
@@ -263,7 +270,6 @@ impl Routes {
             leg.n_now = 0;
         }
         now.fill(0);
-        self.n_summed += 1;
         if self.n_summed >= TURNS_MAX {
             self.n_summed /= 2;
             self.gram.iter_mut().flatten().for_each(|sum| *sum /= 2.0);
@@ -312,6 +318,11 @@ impl Routes {
 }
 
 impl Leg {
+    fn of(peer: u64, operation: u64) -> Self {
+        let (calls, sums) = (VecDeque::new(), [0.0; CLASSES_MAX]);
+        Self { peer, operation, causes: None, cursor: 0, calls, has_waiting: false, n_now: 0, sums }
+    }
+
     /// Gives every call to a request: of its turn if there are as many, else to the next in order.
     fn give_out(&mut self, requests: &VecDeque<Read>, given: &mut Vec<Given>) {
         let causes = self.causes.unwrap_or(0);
@@ -399,7 +410,10 @@ mod tests {
             }
             for peer in calls.bytes().filter(|peer| *peer != b'!') {
                 n_calls += 1;
-                routes.called(u64::from(peer), 0, Ref::numbered(n_calls));
+                let at = Ref::numbered(n_calls);
+                if !routes.called(u64::from(peer), 0, at) {
+                    given.push((at, None));
+                }
             }
             routes.wrote();
         }

@@ -4,13 +4,14 @@ use std::num::NonZeroU32;
 
 /// A place in a slab that says when its tenant has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Ref {
+pub struct Ref {
     idx: u32,
     generation: NonZeroU32,
 }
 
 impl Ref {
-    /// A place that nobody ever has.
+    /// A place that nobody ever has, for tests.
+    #[cfg(test)]
     pub(crate) const NOBODY: Self = Self { idx: u32::MAX, generation: NonZeroU32::MIN };
 
     /// A place in no slab, for tests.
@@ -64,15 +65,16 @@ impl<T> Slab<T> {
         value.as_mut().filter(|_| *generation == at.generation)
     }
 
+    /// Forgets the entry, where it lies.
     #[inline]
-    pub(super) fn remove(&mut self, at: Ref) -> Option<T> {
-        let (generation, value) = self.entries.get_mut(at.idx as usize)?;
-        if *generation != at.generation {
-            return None;
+    pub(super) fn remove(&mut self, at: Ref) {
+        if let Some((generation, value)) = self.entries.get_mut(at.idx as usize)
+            && *generation == at.generation
+            && value.is_some()
+        {
+            *value = None;
+            self.free.push(at.idx);
         }
-        let value = value.take()?;
-        self.free.push(at.idx);
-        Some(value)
     }
 
     pub(super) fn len(&self) -> usize {

@@ -6,12 +6,15 @@
 //! *last* request with the same bytes may still be in the proxy's queue.
 
 use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
 
 use dprof_common::model::{EvidenceKind, SpanId};
 use rustc_hash::FxHashMap;
 
+use super::carried::Carried;
 pub(crate) use super::process::Process;
 use super::processes::Processes;
+pub(crate) use super::shared::{KeyKind, Shared, Ties, fold, key};
 pub(crate) use super::slab::Ref;
 use super::slab::Slab;
 use super::{Certainty, Observation};
@@ -51,9 +54,10 @@ pub(crate) struct Request {
     /// Number in the order of reading, over all processes.
     pub(crate) order: u64,
     pub(crate) content: Option<u64>,
-    pub(crate) parts: Box<[u64]>,
-    pub(crate) explicit_id: Option<Box<(u128, u64)>>,
-    pub(crate) carried_id: Option<u64>,
+    /// Where those with its content are listed.
+    pub(crate) content_at: Option<Ref>,
+    /// What few requests have.
+    carried: Option<Box<Carried>>,
     pub(crate) reply: Reply,
     /// Calls that name it as their cause.
     pub(crate) n_calls: u32,
@@ -73,6 +77,16 @@ pub(crate) struct Request {
 }
 
 impl Request {
+    /// The parts under which it is listed.
+    pub(crate) fn parts(&self) -> &[u64] {
+        self.carried.as_ref().map_or(&[], |carried| &carried.parts)
+    }
+
+    /// Trace and span id that it carries.
+    pub(crate) fn explicit_id(&self) -> Option<(u128, u64)> {
+        self.carried.as_ref()?.explicit_id
+    }
+
     /// Not answered yet.
     pub(crate) fn is_open(&self) -> bool {
         self.reply == Reply::Awaited
@@ -95,6 +109,8 @@ pub(crate) struct Call {
     /// Number in the order of reading that the next request would have had.
     pub(crate) order: u64,
     pub(crate) content: Option<u64>,
+    /// Where requests with its content are listed, if there were any when it was made.
+    pub(crate) content_at: Option<Ref>,
     pub(crate) reply: Reply,
     /// Its cause as believed now.
     pub(crate) parent: Option<Ref>,
@@ -123,68 +139,14 @@ pub(crate) struct Call {
     previous_sibling: Option<Ref>,
 }
 
-/// Requests with one key.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    /// The newest, or the only one.
-    pub(crate) newest: Ref,
-    /// How many there are, answered ones included.
-    pub(crate) n: u32,
-    /// Changes with every new one.
-    pub(crate) arrivals: u32,
-    /// All of them in the order of reading, once there was more than one.
-    pub(crate) ties: Option<Box<Ties>>,
-}
-
-/// Several requests with one key.
-#[derive(Debug, Default)]
-pub(crate) struct Ties {
-    /// In the order of reading; some may be gone.
-    pub(crate) requests: VecDeque<(u64, Ref)>,
-    /// Per peer (0: any), the order number of the last request that was sent on.
-    pub(crate) cursors: Vec<(u64, u64)>,
-    /// Calls with their content whose reply was read, in that order; some may be matched or gone.
-    pub(crate) replied: VecDeque<Ref>,
-    /// The last ones whose reply was an answer.
-    pub(crate) matched: Vec<Matched>,
-}
-
-/// A call whose reply was found to be the answer of a request.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Matched {
-    /// The call's connection and number.
-    pub(crate) sock: u64,
-    pub(crate) call: u64,
-    /// The request's number.
-    pub(crate) request: u64,
-}
-
-/// What a key is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub(crate) enum KeyKind {
-    Content = 0x9e37_79b9_7f4a_7c15,
-    Part = 0xbf58_476d_1ce4_e5b9,
-    TraceId = 0x94d0_49bb_1331_11eb,
-    RequestId = 0xd6e8_feb8_6659_fd93,
-}
-
-/// A key of a process: multiply-and-fold (wyhash's step), so that equal hashes in two processes differ.
-pub(crate) fn key(kind: KeyKind, tgid: u32, hash: u64) -> u64 {
-    let product = u128::from(hash ^ kind as u64) * u128::from((u64::from(tgid) << 1) ^ 0xa076_1d64_78bd_642f);
-    (product as u64) ^ (product >> 64) as u64
-}
-
 /// All of it.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     requests: Slab<Request>,
     calls: Slab<Call>,
-    /// Open ones.
-    request_by_id: FxHashMap<SpanId, Ref>,
-    call_by_id: FxHashMap<SpanId, Ref>,
     processes: Processes,
-    shared: FxHashMap<u64, Shared>,
+    shared: Slab<Shared>,
+    shared_by_key: FxHashMap<u64, Ref>,
     /// Answered requests, and when they leave.
     late: VecDeque<(u64, Ref)>,
     next_order: u64,
@@ -207,7 +169,7 @@ impl Table {
         process.operations.read(seen.operation);
         let (losses, doubted) =
             (process.losses.wrapping_add(losses), seen.time_ns < process.doubted_until_ns);
-        let at = self.requests.insert(Request {
+        self.requests.insert(Request {
             span_id: seen.span_id,
             tgid: seen.tgid,
             tid: seen.tid,
@@ -216,9 +178,8 @@ impl Table {
             protocol: seen.protocol,
             order: self.next_order,
             content: seen.content,
-            parts: Box::default(),
-            explicit_id: seen.explicit_id.map(Box::new),
-            carried_id: seen.request_id,
+            content_at: None,
+            carried: Carried::of(seen),
             reply: Reply::Awaited,
             n_calls: 0,
             first_call: None,
@@ -228,24 +189,20 @@ impl Table {
             matched_peer: None,
             losses,
             doubted,
-        });
-        if let Some(old) = self.request_by_id.insert(seen.span_id, at) {
-            self.close(old, Reply::Never);
-        }
-        at
+        })
     }
 
     /// Adds a call without a cause.
     pub(crate) fn called(&mut self, seen: &Observation<'_>) -> Ref {
-        let known =
-            seen.content.is_some_and(|hash| self.shared(key(KeyKind::Content, seen.tgid, hash)).is_some());
+        let content_at =
+            seen.content.and_then(|hash| self.find_shared(key(KeyKind::Content, seen.tgid, hash)));
         let process = self.process_mut(seen.tgid);
         process.n_calls += 1;
         process.has_called = true;
-        process.n_known += u32::from(known);
+        process.n_known += u32::from(content_at.is_some());
         process.operations.called(seen.operation);
         self.next_number += 1;
-        let at = self.calls.insert(Call {
+        self.calls.insert(Call {
             span_id: seen.span_id,
             tgid: seen.tgid,
             sock: seen.sock,
@@ -255,6 +212,7 @@ impl Table {
             number: self.next_number,
             order: self.next_order + 1,
             content: seen.content,
+            content_at,
             reply: Reply::Awaited,
             parent: None,
             parent_id: None,
@@ -271,11 +229,7 @@ impl Table {
             outlives: false,
             next_sibling: None,
             previous_sibling: None,
-        });
-        if let Some(old) = self.call_by_id.insert(seen.span_id, at) {
-            self.drop_call(old);
-        }
-        at
+        })
     }
 
     /// A request.
@@ -296,16 +250,6 @@ impl Table {
     /// A request.
     pub(crate) fn request_mut(&mut self, at: Ref) -> Option<&mut Request> {
         self.requests.get_mut(at)
-    }
-
-    /// The request of this id.
-    pub(crate) fn find_request(&self, span_id: SpanId) -> Option<Ref> {
-        self.request_by_id.get(&span_id).copied()
-    }
-
-    /// The call of this id.
-    pub(crate) fn find_call(&self, span_id: SpanId) -> Option<Ref> {
-        self.call_by_id.get(&span_id).copied()
     }
 
     /// A process; one that has done nothing yet has shown nothing.
@@ -344,7 +288,7 @@ impl Table {
     /// The parts under which a request is shared.
     pub(crate) fn set_parts(&mut self, at: Ref, parts: &[u64]) {
         if let Some(request) = self.requests.get_mut(at) {
-            request.parts = parts.into();
+            request.carried.get_or_insert_default().parts = parts.into();
         }
     }
 
@@ -415,9 +359,7 @@ impl Table {
             return;
         }
         request.reply = reply;
-        let (span_id, tgid, unhashed) = (request.span_id, request.tgid, request.content.is_none());
-        // Nobody asks for it by its id any more, and the table stays as small as what is open.
-        self.forget_id(span_id, at);
+        let (tgid, unhashed) = (request.tgid, request.content.is_none());
         let process = self.process_mut(tgid);
         process.n_open = process.n_open.saturating_sub(1);
         process.n_unhashed = process.n_unhashed.saturating_sub(u32::from(unhashed));
@@ -426,21 +368,10 @@ impl Table {
         }
     }
 
-    /// The request at `at` is not found by its id any more; another one of the same id is.
-    fn forget_id(&mut self, span_id: SpanId, at: Ref) {
-        if self.request_by_id.get(&span_id) == Some(&at) {
-            self.request_by_id.remove(&span_id);
-        }
-    }
-
     /// Forgets a call.
     pub(crate) fn drop_call(&mut self, at: Ref) {
         self.unlink(at);
-        if let Some(call) = self.calls.remove(at)
-            && self.call_by_id.get(&call.span_id) == Some(&at)
-        {
-            self.call_by_id.remove(&call.span_id);
-        }
+        self.calls.remove(at);
     }
 
     /// An answered request that is due to be forgotten, oldest first; earlier if there are too many.
@@ -451,48 +382,55 @@ impl Table {
             .flatten()
     }
 
-    fn close(&mut self, at: Ref, reply: Reply) {
-        self.answer(at, reply, 0);
-        self.forget(at);
-    }
-
     /// Forgets a request; its calls keep its id.
     pub(crate) fn forget(&mut self, at: Ref) {
-        let mut call = self.requests.get(at).and_then(|request| request.first_call);
+        let Some(request) = self.requests.get_mut(at) else { return };
+        let (tgid, content_at, mut call) = (request.tgid, request.content_at, request.first_call);
+        let carried = request.carried.take();
+        self.requests.remove(at);
         while let Some(entry) = call.and_then(|at| self.calls.get_mut(at)) {
             entry.parent = None;
             entry.previous_sibling = None;
             call = entry.next_sibling.take();
         }
-        let Some(request) = self.requests.remove(at) else { return };
-        if request.is_open() {
-            self.forget_id(request.span_id, at);
+        if let Some(shared_at) = content_at {
+            self.unshare(shared_at);
         }
-        if let Some(hash) = request.content {
-            self.unshare(key(KeyKind::Content, request.tgid, hash));
-        }
-        for hash in &request.parts {
-            self.unshare(key(KeyKind::Part, request.tgid, *hash));
-        }
-        if let Some(carried) = &request.explicit_id {
-            self.unshare(key(KeyKind::TraceId, request.tgid, fold(carried.0)));
-        }
-        if let Some(hash) = request.carried_id {
-            self.unshare(key(KeyKind::RequestId, request.tgid, hash));
+        if let Some(carried) = carried {
+            let parts = carried.parts.iter().map(|hash| key(KeyKind::Part, tgid, *hash));
+            let trace_id = carried.explicit_id.map(|(id, _)| key(KeyKind::TraceId, tgid, fold(id)));
+            let request_id = carried.request_id.map(|hash| key(KeyKind::RequestId, tgid, hash));
+            for key in parts.chain(trace_id).chain(request_id) {
+                if let Some(shared_at) = self.find_shared(key) {
+                    self.unshare(shared_at);
+                }
+            }
         }
     }
 
-    /// Puts a request under a key.
-    pub(crate) fn share(&mut self, key: u64, at: Ref) {
+    /// Lists a request under its content.
+    pub(crate) fn share_content(&mut self, hash: u64, at: Ref) {
+        let Some(tgid) = self.request(at).map(|request| request.tgid) else { return };
+        let shared_at = self.share(key(KeyKind::Content, tgid, hash), at);
+        if let Some(request) = self.requests.get_mut(at) {
+            request.content_at = Some(shared_at);
+        }
+    }
+
+    /// Puts a request under a key; where that is listed.
+    pub(crate) fn share(&mut self, key: u64, at: Ref) -> Ref {
         let order = self.next_order;
-        let Some(shared) = self.shared.get_mut(&key) else {
-            self.shared.insert(key, Shared { newest: at, n: 1, arrivals: 1, ties: None });
-            return;
+        let place = match self.shared_by_key.entry(key) {
+            Entry::Vacant(place) => {
+                return *place.insert(self.shared.insert(Shared { newest: at, n: 1, key, ties: None }));
+            }
+            Entry::Occupied(place) => *place.get(),
         };
+        let Some(shared) = self.shared.get_mut(place) else { return place };
+        shared.n += 1;
         if shared.newest == at {
             // A request that says the same twice (`MGET a a`).
-            shared.n += 1;
-            return;
+            return place;
         }
         let first = shared.newest;
         let first_order = self.requests.get(first).map_or(0, |request| request.order);
@@ -506,27 +444,32 @@ impl Table {
             ties.requests.pop_front();
         }
         shared.newest = at;
-        shared.n += 1;
-        shared.arrivals = shared.arrivals.wrapping_add(1);
+        place
     }
 
-    fn unshare(&mut self, key: u64) {
-        if let Some(shared) = self.shared.get_mut(&key) {
+    fn unshare(&mut self, at: Ref) {
+        if let Some(shared) = self.shared.get_mut(at) {
             shared.n -= 1;
             if shared.n == 0 {
-                self.shared.remove(&key);
+                self.shared_by_key.remove(&shared.key);
+                self.shared.remove(at);
             }
         }
     }
 
-    /// Requests under a key.
-    pub(crate) fn shared(&self, key: u64) -> Option<&Shared> {
-        self.shared.get(&key)
+    /// Where requests under a key are listed.
+    pub(crate) fn find_shared(&self, key: u64) -> Option<Ref> {
+        self.shared_by_key.get(&key).copied()
     }
 
     /// Requests under a key.
-    pub(crate) fn shared_mut(&mut self, key: u64) -> Option<&mut Shared> {
-        self.shared.get_mut(&key)
+    pub(crate) fn shared(&self, at: Option<Ref>) -> Option<&Shared> {
+        self.shared.get(at?)
+    }
+
+    /// Requests under a key.
+    pub(crate) fn shared_mut(&mut self, at: Option<Ref>) -> Option<&mut Shared> {
+        self.shared.get_mut(at?)
     }
 
     /// How many requests and calls are kept.
@@ -538,14 +481,8 @@ impl Table {
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == (0, 0)
-            && self.request_by_id.is_empty()
-            && self.call_by_id.is_empty()
-            && self.shared.is_empty()
+            && self.shared.len() == 0
+            && self.shared_by_key.is_empty()
             && self.late.is_empty()
     }
-}
-
-/// A 128-bit id in 64 bits.
-pub(crate) const fn fold(id: u128) -> u64 {
-    (id as u64) ^ (id >> 64) as u64
 }

@@ -16,9 +16,10 @@
 use std::fmt::Write;
 
 use dprof_common::model::{EvidenceKind, SpanId};
+use rustc_hash::FxHashMap;
 
 use super::linker::{Decided, Linker, Verdict};
-use super::{EvidenceSet, LinkOptions, Observation};
+use super::{EvidenceSet, LinkOptions, Observation, Ref};
 
 /// Verdicts come within this time.
 const WAIT_NS: u64 = 50_000_000;
@@ -86,6 +87,9 @@ struct Run {
 fn run(options: LinkOptions, script: &str) -> Run {
     let mut linker = Linker::new(options, WAIT_NS);
     let (mut said, mut now_ns, mut pos) = (Vec::new(), 1_000_000_000_u64, 0);
+    let (mut requests, mut calls) =
+        (FxHashMap::<SpanId, Ref>::default(), FxHashMap::<SpanId, Ref>::default());
+    let of = |all: &FxHashMap<SpanId, Ref>, id| all.get(&id).copied().unwrap_or(Ref::NOBODY);
     for step in script.split_whitespace() {
         now_ns += 1000;
         pos += 100;
@@ -113,16 +117,20 @@ fn run(options: LinkOptions, script: &str) -> Run {
             request_id: words.request_id,
         };
         match op {
-            "R" => linker.request_read(&seen),
+            "R" => {
+                requests.insert(span_id, linker.request_read(&seen));
+            }
             "C" => {
-                if let Verdict::Now(decided) = linker.call_made(&seen, now_ns) {
+                let (at, verdict) = linker.call_made(&seen, now_ns);
+                calls.insert(span_id, at);
+                if let Verdict::Now(decided) = verdict {
                     said.push(show(&Decided { call: span_id, ..decided }));
                 }
             }
-            "A" => linker.reply_read(&seen),
-            "E" => linker.call_ended(span_id),
-            "D" => linker.request_done(span_id, Some(&seen), now_ns),
-            "N" => linker.request_done(span_id, None, now_ns),
+            "A" => linker.reply_read(of(&calls, span_id), &seen),
+            "E" => linker.call_ended(of(&calls, span_id)),
+            "D" => linker.request_done(of(&requests, span_id), Some(&seen), now_ns),
+            "N" => linker.request_done(of(&requests, span_id), None, now_ns),
             "X" => linker.disturbed(span_id.0 as u32),
             "J" => linker.joined(span_id.0 as u32, now_ns, now_ns),
             "T" => now_ns += span_id.0 * 1_000_000,
@@ -468,16 +476,14 @@ fn memory_is_bounded_with_a_hundred_thousand_open_requests() {
     let n = 100_000;
     for round in 0..3 {
         // Half of them the same.
-        for id in 1..=n {
-            linker.request_read(&observe(id, id / 2 * (id % 2)));
-        }
-        for id in 1..=n {
-            let _ = linker.call_made(&observe(id, id / 2 * (id % 2)), round * 1_000_000_000);
-        }
+        let said = |id| observe(id, id / 2 * (id % 2));
+        let requests: Vec<Ref> = (1..=n).map(|id| linker.request_read(&said(id))).collect();
+        let calls: Vec<Ref> =
+            (1..=n).map(|id| linker.call_made(&said(id), round * 1_000_000_000).0).collect();
         assert_eq!(linker.kept(), (n as usize, n as usize));
-        for id in 1..=n {
-            linker.reply_read(&observe(id, 0));
-            linker.request_done(SpanId(id), Some(&observe(id, 0)), round * 1_000_000_000 + 1);
+        for (id, (request, call)) in (1..=n).zip(requests.into_iter().zip(calls)) {
+            linker.reply_read(call, &observe(id, 0));
+            linker.request_done(request, Some(&observe(id, 0)), round * 1_000_000_000 + 1);
         }
         linker.expire(round * 1_000_000_000 + 999_999_999);
         linker.take_decided(drop);

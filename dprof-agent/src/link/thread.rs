@@ -12,13 +12,15 @@
 //! process tell how often it is right. vPath (ATC'09) is the first rule alone, for a thread per request.
 
 use dprof_common::model::{EvidenceKind, SpanId};
-use rustc_hash::FxHashMap;
 
+use super::remembered::Remembered;
 use super::table::{Ref, Reply, Table};
 use super::{Certainty, Evidence, Observation, Proposal};
 
 /// Threads remembered. They are forgotten when the table is full; the next request of each starts anew.
 const THREADS_MAX: usize = 64 * 1024;
+/// Processes of which it is known how they answer; forgotten as threads are.
+const PROCESSES_MAX: usize = 64 * 1024;
 /// Answers that must have left while several requests were open before the rule for several is used…
 const ANSWERS_MIN: u32 = 32;
 /// …and of ten, how many must have been of the request held.
@@ -56,17 +58,14 @@ impl Thread {
 /// Evidence by thread.
 #[derive(Debug, Default)]
 pub(crate) struct SameThread {
-    threads: FxHashMap<u32, Thread>,
+    threads: Remembered<Thread>,
     /// Per process: answers that left among several open requests, and those of the request held.
-    answers: FxHashMap<u32, (u32, u32)>,
+    answers: Remembered<(u32, u32)>,
 }
 
 impl SameThread {
     fn thread(&mut self, tgid: u32, tid: u32) -> &mut Thread {
-        if self.threads.len() >= THREADS_MAX && !self.threads.contains_key(&tid) {
-            self.threads.clear();
-        }
-        let thread = self.threads.entry(tid).or_default();
+        let (thread, _) = self.threads.get_or_new(tid, THREADS_MAX);
         if thread.tgid != tgid {
             // The number was used again by another process.
             *thread = Thread { tgid, sent: true, ..Thread::default() };
@@ -87,7 +86,7 @@ impl Evidence for SameThread {
     }
 
     fn call_made(&mut self, table: &mut Table, call: Ref, seen: &Observation<'_>) -> Option<Proposal> {
-        let thread = self.threads.get_mut(&seen.tid).filter(|thread| thread.tgid == seen.tgid)?;
+        let thread = self.threads.get_mut(seen.tid).filter(|thread| thread.tgid == seen.tgid)?;
         thread.sent = true;
         let parent = thread.holds?;
         table.request(parent).filter(|request| request.is_open() && request.tid == seen.tid)?;
@@ -97,7 +96,7 @@ impl Evidence for SameThread {
         if thread.n_open == 1 {
             return Some(Proposal::one(parent, Certainty::Probable(feature::ALONE)));
         }
-        let (answers, held) = self.answers.get(&seen.tgid).copied().unwrap_or_default();
+        let (answers, held) = self.answers.get(seen.tgid).copied().unwrap_or_default();
         let usual = answers >= ANSWERS_MIN && held >= answers / 10 * HELD_OF_TEN;
         (usual && thread.n_reads == 1)
             .then(|| Proposal::one(parent, Certainty::Probable(feature::AMONG_SEVERAL)))
@@ -113,8 +112,7 @@ impl Evidence for SameThread {
     fn request_done(&mut self, table: &mut Table, request_at: Ref, seen: Option<&Observation<'_>>) {
         let Some(request) = table.request(request_at) else { return };
         let mut among_several = false;
-        if let Some(reader) = self.threads.get_mut(&request.tid).filter(|thread| thread.tgid == request.tgid)
-        {
+        if let Some(reader) = self.threads.get_mut(request.tid).filter(|thread| thread.tgid == request.tgid) {
             among_several = reader.n_open > 1;
             reader.n_open = reader.n_open.saturating_sub(1);
         }
@@ -125,7 +123,7 @@ impl Evidence for SameThread {
             thread.sent = true;
             if among_several {
                 let held = thread.holds == Some(request_at);
-                let counts = self.answers.entry(seen.tgid).or_default();
+                let (counts, _) = self.answers.get_or_new(seen.tgid, PROCESSES_MAX);
                 *counts = (counts.0 + 1, counts.1 + u32::from(held));
                 if counts.0 >= ANSWERS_MAX {
                     *counts = (counts.0 / 2, counts.1 / 2);
@@ -135,7 +133,7 @@ impl Evidence for SameThread {
     }
 
     fn disturbed(&mut self, tgid: u32) {
-        for thread in self.threads.values_mut().filter(|thread| tgid == 0 || thread.tgid == tgid) {
+        for (_, thread) in self.threads.iter_mut().filter(|(_, thread)| tgid == 0 || thread.tgid == tgid) {
             thread.holds = None;
         }
     }

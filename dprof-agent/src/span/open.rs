@@ -10,6 +10,7 @@ use dprof_common::model::{ProcessInfo, Side, SpanId};
 
 use super::Timed;
 use super::times::WallOffset;
+use crate::link::Ref;
 
 /// A request without an answer.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct OpenHalf {
     pub(crate) side: Side,
     /// The RPC.
     pub(crate) span_id: SpanId,
+    /// Its place among the requests (server) or calls (client) of the linker.
+    pub(crate) linked_at: Ref,
     /// The request.
     pub(crate) request: Timed,
     /// Process that read or sent it.
