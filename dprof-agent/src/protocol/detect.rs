@@ -173,6 +173,32 @@ mod tests {
     }
 
     #[test]
+    fn a_value_in_the_middle_of_a_connection_ends_where_its_command_says() {
+        let joined = |input, expected| check_all(input, PORTS, None, true, expected);
+        joined(">| set a 0 0 1", "more");
+        joined(">| set a 0 0 1|x", "more");
+        joined(">| set a 0 0 1|x|", "memcached Out");
+        joined(">| set a 0 0 1|xx|", "more");
+        joined(">| set a 0 0 1|xx|\n<| STORED|", "memcached Out");
+        joined("<| ms a 3 T0|xyz|", "memcached In");
+        // Its end is beyond what detection looks at: the reply tells.
+        joined(">| set a 0 0 1010|", "more");
+        joined(">| set a 0 0 1010|\n<| STORED|", "memcached Out");
+        joined(">| set a 0 0 1003|\\{x*1003}|", "memcached Out");
+        // Found by the test of two protocols below.
+        let head = |input| {
+            let steps = testing::steps(input);
+            let [Step::Bytes(_, bytes)] = steps.as_slice() else { panic!("one call: {input}") };
+            let head = Head { bytes: [bytes, b""], ports: PORTS, request_direction: None, joined: true };
+            let certain = ALL.iter().filter(|protocol| protocol.detect(&head).verdict == Verdict::Yes);
+            certain.map(|protocol| protocol.name()).collect::<Vec<_>>()
+        };
+        assert_eq!(head(">\" mg a v\\r\\n\\s\\s\\s$2014$ 1 3 0 1 1 *1 d *4\\r\\n"), ["dnode"]);
+        assert_eq!(head(">\" set a 0 0 1\\r\\n\\s\\s\\s$2014$ 1 3 0 1 1 *1 d *4\\r\\n"), ["dnode"]);
+        joined(">\" set a 0 0 1\\r\\n\\s\\s\\s$2014$ 1 3 0 1 1 *1 d *4\\r\\n", "dnode Out");
+    }
+
+    #[test]
     fn every_protocol_can_be_chosen_but_the_one_that_only_leads_to_others() {
         let mut names: Vec<_> = ALL.iter().map(|protocol| protocol.name()).collect();
         names.retain(|name| *name != super::super::proxy::Proxy.name());

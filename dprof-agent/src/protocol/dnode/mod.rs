@@ -62,6 +62,11 @@ impl Protocol for Dnode {
     }
 }
 
+/// Whether one of our headers is anywhere in `bytes`.
+pub(super) fn has_header(bytes: &[u8]) -> bool {
+    matches!(header::find(bytes), Read::Header(_))
+}
+
 /// Both directions of a connection.
 #[derive(Debug)]
 struct DnodeParser {

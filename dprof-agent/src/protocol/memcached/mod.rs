@@ -18,6 +18,7 @@ use dprof_common::limits::PAYLOAD_BYTES_MAX;
 use memchr::memchr;
 
 use super::capture::{Capture, KeyCapture};
+use super::detect::HEAD_BYTES_MAX;
 use super::{Detected, Direction, Head, Message, MessageKind, Parsed, Parser, Protocol, Verdict};
 use command::{Class, Command};
 use order::{Order, Silent};
@@ -44,7 +45,12 @@ impl Protocol for Memcached {
     }
 
     fn detect(&self, head: &Head<'_>) -> Detected {
-        let judged = [Direction::Out, Direction::In].map(|direction| judge(head.bytes[direction.idx()]));
+        // Whoever joins a peer of Dynomite's may see a command of ours first, which is the payload of one of its own.
+        if head.joined && head.bytes.iter().any(|bytes| super::dnode::has_header(bytes)) {
+            return Detected { verdict: Verdict::No, request_direction: None };
+        }
+        let judged =
+            [Direction::Out, Direction::In].map(|direction| judge(head.bytes[direction.idx()], head.joined));
         let detected = |verdict, request_direction| Detected { verdict, request_direction };
         if judged.contains(&Looks::Other) && !head.joined {
             return detected(Verdict::No, None);
@@ -93,7 +99,7 @@ enum Looks {
     Other,
 }
 
-fn judge(bytes: &[u8]) -> Looks {
+fn judge(bytes: &[u8], joined: bool) -> Looks {
     let Some(&first) = bytes.first() else { return Looks::Nothing };
     if matches!(first, binary::REQUEST | binary::RESPONSE) {
         return match binary::Header::read(bytes) {
@@ -125,9 +131,25 @@ fn judge(bytes: &[u8]) -> Looks {
     let line = without_return(&window[..end]);
     match Command::read(line, KeyCapture::Plain) {
         Some(command) if command.is_shared_with_redis => Looks::Shared,
+        Some(Command { data: Some(len), .. }) if joined => judge_value(&bytes[end + 1..], len, end + 1),
         Some(_) => Looks::Command,
         None if first_words::is_first_line(line) => Looks::Reply,
         None => Looks::Other,
+    }
+}
+
+/// What follows a command's line in the middle of a connection, where the line may be a part of anything: its value of
+/// `len` bytes must end where the line says. `from`: where it starts in the head.
+fn judge_value(value: &[u8], len: u64, from: usize) -> Looks {
+    let room = HEAD_BYTES_MAX - from;
+    let Some(len) = usize::try_from(len).ok().filter(|len| len + 2 <= room) else {
+        // Nobody will see its end: the reply tells.
+        return Looks::Shared;
+    };
+    match value.get(len..).unwrap_or_default() {
+        [b'\r', b'\n', ..] => Looks::Command,
+        [] | [b'\r'] => Looks::Unclear,
+        _ => Looks::Other,
     }
 }
 
