@@ -219,12 +219,13 @@ impl Pairing {
     }
 
     /// Bytes passed outside the capture window, of requests, of responses, or of either. Nothing is paired until the
-    /// order is known again: at once where the connection asks one thing at a time. Slots that are dropped.
-    pub(crate) fn skip_unseen(&mut self, requests: bool, responses: bool) -> Vec<u32> {
+    /// order is known again: at once where the connection asks one thing at a time, as is known of it or, unless it was
+    /// seen to do otherwise, `by_custom` of its protocol (then pairs are marked). Slots that are dropped.
+    pub(crate) fn skip_unseen(&mut self, requests: bool, responses: bool, by_custom: bool) -> Vec<u32> {
         (self.uncertain, self.suspect) = (false, false);
         let before = self.blind.map_or([false; 2], |floor| floor.unsettled);
         self.blind = Some(Floor {
-            enough: if self.is_sequential() { 1 } else { FLOOR_TOUCHES },
+            enough: if self.is_sequential() || (by_custom && !self.pipelined) { 1 } else { FLOOR_TOUCHES },
             unsettled: [before[0] || requests, before[1] || responses],
             ..Floor::default()
         });
@@ -391,7 +392,7 @@ mod tests {
     #[track_caller]
     fn check_blind(script: &str, expected: Option<usize>) {
         let mut pairing = Pairing::default();
-        assert_eq!(pairing.skip_unseen(true, true), [0_u32; 0]);
+        assert_eq!(pairing.skip_unseen(true, true, false), [0_u32; 0]);
         let known = script.bytes().position(|message| match message {
             b'q' => pairing.is_known_at_request(0),
             _ => pairing.is_known_at_response(),
@@ -410,6 +411,21 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_one_thing_at_a_time_by_custom_is_paired_at_once_and_marked_unless_he_pipelined() {
+        let first_known = |mut pairing: Pairing| {
+            let _ = pairing.skip_unseen(true, true, true);
+            assert!(!pairing.is_known_at_response(), "it answers what was not seen");
+            let is_known = pairing.is_known_at_request(0);
+            (is_known, pairing.is_uncertain())
+        };
+        assert_eq!(first_known(Pairing::default()), (true, true));
+        let mut pipelined = Pairing::default();
+        assert!(pipelined.push(Correlation::Fifo, 1).is_ok() && pipelined.push(Correlation::Fifo, 2).is_ok());
+        assert_eq!(pipelined.take(Correlation::Fifo), Taken::Slot(1));
+        assert_eq!(first_known(pipelined), (false, false));
+    }
+
+    #[test]
     fn requests_given_up_at_the_edge_keep_their_place_unless_their_answers_passed_unseen() {
         let mut pairing = Pairing::default();
         assert!(pairing.push(Correlation::Fifo, 1).is_ok());
@@ -419,7 +435,7 @@ mod tests {
         assert_eq!(pairing.take(Correlation::Fifo), Taken::Slot(2));
         // That connection asks one thing at a time? No: the second was open when the first was answered.
         assert!(pairing.push(Correlation::Fifo, 3).is_ok());
-        assert_eq!(pairing.skip_unseen(true, false), [3]);
+        assert_eq!(pairing.skip_unseen(true, false, false), [3]);
         assert!(
             !pairing.is_known_at_request(RESYNC_IDLE_NS - 1) && pairing.is_known_at_request(RESYNC_IDLE_NS)
         );
