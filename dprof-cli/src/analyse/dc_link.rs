@@ -4,6 +4,9 @@
 //! the link between these two, whoever of them asked. Network time is a difference of two differences, each on one
 //! clock, so clocks of the datacenters need not agree.
 //!
+//! Where a link is crowded the answer waits in the server's own queue, and when it left is not known: what it waits there
+//! is counted as the link's, since it is for the link that it waits.
+//!
 //! What a reader would get wrong: without a time before the delay there is nothing to compare with but the other
 //! links. A delay of a link is in every call, waiting elsewhere in some: so a link is said to be delayed only if nearly
 //! all of its calls take longer than half of the calls of the link in the middle of the others. Where links are short
@@ -11,7 +14,7 @@
 
 use std::collections::BTreeMap;
 
-use dprof_common::model::{Half, Span, split};
+use dprof_common::model::{Half, HalfFlags, Span, split};
 use serde::Serialize;
 
 use super::estimate::{Distribution, Latency};
@@ -31,7 +34,7 @@ pub struct DcLinkRow {
     pub calls: u64,
     /// Whether its calls are longer on the network than those of the other links.
     pub is_delayed: bool,
-    /// Network time of a call, both ways.
+    /// Network time of a call, both ways; with the time in the server's send queue where nobody saw the answer leave.
     #[serde(flatten)]
     pub network: Latency,
 }
@@ -44,15 +47,26 @@ fn dc(half: &Half) -> Option<&String> {
     half.host.labels.get("dc").or_else(|| half.host.labels.get("datacenter")).filter(|dc| !dc.is_empty())
 }
 
+/// Network and send queue in one: the time between request and answer at the client, less that between the request's
+/// arrival and the call that gave the answer to the kernel. Where the answer's departure is known there is no need.
+fn on_the_way(client: &Half, server: &Half) -> Option<i64> {
+    let (asked, served) = (&client.times, &server.times);
+    if served.response_first_ns.is_some() || server.flags.contains(HalfFlags::INCOMPLETE) {
+        return None;
+    }
+    let away = asked.response_first_ns?.wrapping_sub(asked.request_last_ns.unwrap_or(asked.start_ns));
+    let held = served.end_ns.wrapping_sub(served.request_last_ns?);
+    Some(away.wrapping_sub(held) as i64)
+}
+
 impl DcLinks {
     /// Adds the calls among these spans.
     pub fn add(&mut self, spans: &[Span]) {
         for span in spans {
             let (Some(client), Some(server)) = (&span.client, &span.server) else { continue };
             let (Some(from), Some(to)) = (dc(client), dc(server)) else { continue };
-            let Some(network) = split(span).network_ns.and_then(|ns| u64::try_from(ns).ok()) else {
-                continue;
-            };
+            let network = split(span).network_ns.or_else(|| on_the_way(client, server));
+            let Some(network) = network.and_then(|ns| u64::try_from(ns).ok()) else { continue };
             if from != to {
                 let mut dcs = [from.clone(), to.clone()];
                 dcs.sort();
@@ -128,6 +142,22 @@ mod tests {
             &["dc1-dc3"],
         );
         check(&[("dc1", "dc2", &[1_000]), ("dc1", "dc3", &[9_000])], &["dc1-dc3"]);
+    }
+
+    #[test]
+    fn an_answer_that_waits_to_be_sent_waits_for_the_link() {
+        let mut sums = DcLinks::default();
+        let mut span = call(1, "dc1", "dc2", 1_000);
+        let server = span.server.as_mut().expect("seen");
+        // The call that sent it ended where it would have left: 16 % are network, as before.
+        server.times.end_ns = server.times.response_first_ns.take().expect("a time");
+        server.times.response_last_ns = None;
+        assert_eq!(split(&span).network_ns, None);
+        sums.add(std::slice::from_ref(&span));
+        span.server.as_mut().expect("seen").times.request_last_ns = None;
+        sums.add(&[span]);
+        let rows = sums.rows();
+        assert_eq!((rows[0].calls, rows[0].network.max_ns), (1, 160_000));
     }
 
     #[test]
