@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use dprof_store::control::{AgentState, ConfigStatus, HostMinute};
 use serde::Serialize;
 
-use super::hosts;
+use super::{clocks, hosts};
+use crate::analyse::skew::ClockRow;
 use crate::args::{Format, FormatArgs, WindowArgs};
 use crate::context::{Context, Failure};
 use crate::load::Window;
@@ -19,7 +20,8 @@ use crate::units::{self, NS_PER_S};
 /// Shows the agents of the fleet: configuration in force, rates, losses, clocks, their own cost.
 ///
 /// An agent writes its row every 2 s. One that has not for 15 s is shown as silent; one that was not heard of for a day
-/// is forgotten.
+/// is forgotten. Below: how far the clocks of each two hosts are apart, from RPCs of the last ten minutes that both
+/// saw, as `clocks` shows it of any time.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only this host
@@ -42,6 +44,12 @@ const SILENT_AFTER_NS: u64 = 15 * NS_PER_S;
 
 /// A host's clock may be ahead of ours by so much and its newest minutes are still shown.
 const CLOCK_AHEAD_NS: u64 = 3_600 * NS_PER_S;
+
+/// Clocks are compared over this long: an error of 0.1 ms is one of 0.2 ppm in the drift then.
+const CLOCKS_OVER_NS: u64 = 600 * NS_PER_S;
+
+/// RPCs that are looked at to compare clocks: some milliseconds of reading, a hundred for each slice of the time.
+const CLOCK_RPCS: usize = 1_200;
 
 /// How an agent is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -75,6 +83,8 @@ struct AgentRow {
 #[derive(Serialize)]
 struct Agents {
     agents: Vec<AgentRow>,
+    /// Pairs of hosts that talked in the last ten minutes; empty: nothing is known.
+    clocks: Vec<ClockRow>,
 }
 
 /// Minutes of hosts. Field names are the JSON schema, with those of [`HostMinute`].
@@ -93,14 +103,17 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
         return Err(Failure::Usage("--since and --until are for --history: an agent has one row".to_owned()));
     }
     let states = context.control(false).await?.agents(context.now_unix_ns).await?;
+    let n_hosts = states.iter().map(|state| &state.host).collect::<BTreeSet<_>>().len();
     let agents = rows(states, all, host.as_deref(), context.now_unix_ns);
-    if let Some(host) = host.filter(|_| agents.is_empty()) {
+    if let Some(host) = host.as_ref().filter(|_| agents.is_empty()) {
         return Err(Failure::NotFound(format!(
             "no agent of a host '{host}' was heard of: see dprof-cli agents"
         )));
     }
     if output.format == Format::Json {
-        return json::document("agents", &Agents { agents }, context.out);
+        let (clocks, said) = clocks_between(n_hosts, host.as_deref(), context).await;
+        said.iter().for_each(|line| context.say(line));
+        return json::document("agents", &Agents { agents, clocks }, context.out);
     }
     if agents.is_empty() {
         context.say("no agent was heard of within a day");
@@ -112,7 +125,49 @@ pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Fai
             context.say(&format!("{}: {note}", agent.state.host));
         }
     }
+    let (clocks, said) = clocks_between(n_hosts, host.as_deref(), context).await;
+    if !clocks.is_empty() {
+        writeln!(context.out)?;
+        clocks::table(&clocks).write(context.screen, context.out)?;
+    }
+    said.iter().for_each(|line| context.say(line));
     Ok(())
+}
+
+/// How far the clocks of hosts are apart, of each pair or of `host`'s, and what to say of it. Nothing of one host alone.
+///
+/// Rows of agents and spans are two parts of a store: the ones are shown without the others.
+async fn clocks_between(
+    n_hosts: usize,
+    host: Option<&str>,
+    context: &mut Context<'_>,
+) -> (Vec<ClockRow>, Option<String>) {
+    if n_hosts < 2 {
+        return (Vec::new(), None);
+    }
+    let window = Window {
+        since_unix_ns: context.now_unix_ns.saturating_sub(CLOCKS_OVER_NS),
+        // Open: a host whose clock is ahead is not cut off.
+        until_unix_ns: u64::MAX,
+        is_default: true,
+    };
+    let mut clocks = match clocks::compare(&window, CLOCK_RPCS, context).await {
+        Ok(compared) => compared.clocks,
+        Err(failure) => return (Vec::new(), Some(format!("clocks between hosts: not known: {failure}"))),
+    };
+    clocks.retain(|row| host.is_none_or(|host| row.hosts.iter().any(|name| name == host)));
+    let rpcs: u64 = clocks.iter().map(|row| row.rpcs).sum();
+    let over = units::duration(CLOCKS_OVER_NS);
+    let said = if clocks.is_empty() {
+        format!(
+            "clocks between hosts: not known, no RPC of the last {over} was seen at both ends; {} looks further back",
+            context.command("clocks --since all")
+        )
+    } else {
+        let noun = if rpcs == 1 { "RPC" } else { "RPCs" };
+        format!("clocks between hosts: from {} {noun} of the last {over}", units::count(rpcs))
+    };
+    (clocks, Some(said))
 }
 
 async fn run_history(
@@ -289,11 +344,12 @@ fn notes(agent: &AgentRow) -> Vec<String> {
 mod tests {
     use std::path::Path;
 
-    use dprof_store::StoreUrl;
+    use dprof_common::model::{RunId, Span};
     use dprof_store::control::{Clock, ConfigState, open_control};
+    use dprof_store::{Batch, Retention, RunInfo, StoreUrl, open_writer};
 
     use super::*;
-    use crate::testing::{T0, run_at};
+    use crate::testing::{T0, rpc, run_at};
 
     /// Ten minutes after [`T0`]: the time at which commands run in tests.
     const NOW: u64 = T0 + 600 * NS_PER_S;
@@ -362,12 +418,87 @@ db-3  10.0.0.1   up      1.00 s ago  9m 59s  cluster 3, restart pending      12,
         );
         assert_eq!(
             words,
-            "\
+            format!(
+                "\
 db-1: silent: it is down, or its store is away
 db-2: refuses cluster 4: trace.keep_ratio: '7' is no part of the whole
 db-2: lost since its start: ring_full 1,234, store_away 1
 db-3: takes effect when it is started again: filter.ports
-"
+clocks between hosts: not known: no store at {}: start dprof-agent with the same --store first
+",
+                dir.path().display()
+            )
+        );
+    }
+
+    /// Stores spans as an agent does.
+    fn store(dir: &Path, spans: Vec<Span>) {
+        let url = StoreUrl::Sqlite(dir.to_owned());
+        let run = RunInfo {
+            run_id: RunId(1),
+            host: "db-1".to_owned(),
+            labels: std::collections::BTreeMap::new(),
+            version: String::new(),
+            kernel: String::new(),
+            backend: String::new(),
+            started_unix_ns: T0,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut writer = open_writer(&url, &run, Retention::DEFAULT, &[]).await.expect("a fresh store");
+            let batch = Batch { seq: 1, spans, ..Batch::default() };
+            writer.write(&batch).await.expect("there is room");
+            writer.close().await.expect("there is room");
+        });
+    }
+
+    #[test]
+    fn clocks_of_hosts_that_talk_are_shown_below() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let agents = [agent("db-1", 1, 1), agent("web-1", 2, 1), agent("web-2", 3, 1)];
+        let call = |id: u64, caller: &str, after_s: u64| {
+            rpc(id).hosts(caller, "db-1").at(after_s * 1_000_000, 1_000).build()
+        };
+        let far = (1..=6).map(|n| call(n, "web-1", n * 90));
+        store(dir.path(), far.chain([call(7, "web-2", 1), rpc(8).hosts("db-1", "db-1").build()]).collect());
+        let (code, out, words) = ask(dir.path(), &agents, 200, "agents");
+        assert_eq!(code, 0, "{words}");
+        let below: Vec<&str> = out.lines().skip(4).collect();
+        assert_eq!(below[..2], ["", "HOST  OTHER HOST  RPCS    AHEAD  AT MOST OFF     DRIFT  AT MOST OFF"]);
+        assert!(below[2].starts_with("db-1  web-1          6  -5.00 s"), "{out}");
+        assert!(below[3].starts_with("db-1  web-2          1  -5.00 s"), "{out}");
+        assert_eq!(words, "clocks between hosts: from 7 RPCs of the last 10m 00s\n");
+        let (_, out, words) = ask(dir.path(), &agents, 200, "agents --host web-2 --format json");
+        let answer: serde_json::Value = serde_json::from_str(&out).expect("json");
+        assert_eq!(answer["agents"].as_array().map(Vec::len), Some(1), "{out}");
+        assert_eq!(answer["clocks"].as_array().map(Vec::len), Some(1), "{out}");
+        assert_eq!(answer["clocks"][0]["hosts"], serde_json::json!(["db-1", "web-2"]));
+        let number = |field: &str| answer["clocks"][0][field].as_i64().expect("a number");
+        let (off_ns, error_ns) = (number("offset_ns") + 5_000_000_000, number("error_ns"));
+        assert!(off_ns.abs() <= error_ns && error_ns < 90_000, "8 % each way of 1 ms: {out}");
+        assert_eq!(words, "clocks between hosts: from 1 RPC of the last 10m 00s\n");
+    }
+
+    #[test]
+    fn clocks_that_nothing_is_known_of_are_said_to_be_so() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (one, other) = (agent("db-1", 1, 1), agent("web-1", 2, 1));
+        let (_, _, words) = ask(dir.path(), &[one], 200, "agents");
+        assert_eq!(words, "", "one host has no other");
+        let (code, out, words) = ask(dir.path(), &[other], 200, "agents --format json");
+        let answer: serde_json::Value = serde_json::from_str(&out).expect("json");
+        assert_eq!((code, &answer["clocks"]), (0, &serde_json::json!([])), "{out}");
+        assert!(words.starts_with("clocks between hosts: not known: no store at"), "{words}");
+        store(dir.path(), vec![rpc(1).hosts("db-1", "db-1").build()]);
+        let (code, out, words) = ask(dir.path(), &[], 200, "agents");
+        assert_eq!((code, out.lines().count()), (0, 3), "a head and two agents: {out}");
+        assert_eq!(
+            words,
+            format!(
+                "clocks between hosts: not known, no RPC of the last 10m 00s was seen at both ends; \
+                 dprof-cli --store sqlite:{} clocks --since all looks further back\n",
+                dir.path().display()
+            )
         );
     }
 

@@ -26,31 +26,46 @@ pub(crate) struct Args {
     output: FormatArgs,
 }
 
+/// Clocks of pairs of hosts, and how many RPCs were looked at.
+pub(super) struct Compared {
+    pub(super) clocks: Vec<ClockRow>,
+    pub(super) n_rpcs: usize,
+}
+
+/// Compares clocks by about `n` RPCs spread over a window.
+pub(super) async fn compare(
+    window: &Window,
+    n: usize,
+    context: &mut Context<'_>,
+) -> Result<Compared, Failure> {
+    let reader = context.reader().await?;
+    let query = load::query(window, &SpanArgs::default(), Order::Newest, 0);
+    let spans = sample::spread(context, &*reader, &query, n).await?;
+    let mut sum = SkewSum::default();
+    spans.iter().for_each(|span| sum.add(span));
+    Ok(Compared { clocks: sum.finish().rows(), n_rpcs: spans.len() })
+}
+
 /// Runs it.
 pub(crate) async fn run(args: Args, context: &mut Context<'_>) -> Result<(), Failure> {
     let window = Window::new(args.window, context.now_unix_ns)?;
-    let reader = context.reader().await?;
-    let filters = SpanArgs::default();
-    let query = load::query(&window, &filters, Order::Newest, 0);
-    let spans = sample::spread(context, &*reader, &query, args.sample as usize).await?;
-    let mut sum = SkewSum::default();
-    spans.iter().for_each(|span| sum.add(span));
-    let rows = sum.finish().rows();
-    let rpcs: u64 = rows.iter().map(|row| row.rpcs).sum();
+    let Compared { clocks, n_rpcs } = compare(&window, args.sample as usize, context).await?;
+    let rpcs: u64 = clocks.iter().map(|row| row.rpcs).sum();
     context.say(&format!(
         "{} RPCs that two hosts saw, of {} of {}",
         units::count(rpcs),
-        units::count(spans.len() as u64),
+        units::count(n_rpcs as u64),
         window.describe(context.now_unix_ns)
     ));
     match args.output.format {
-        Format::Json => json::array(&rows, context.out),
-        Format::Table if rows.is_empty() => Ok(()),
-        Format::Table => table(&rows, context),
+        Format::Json => json::array(&clocks, context.out),
+        Format::Table if clocks.is_empty() => Ok(()),
+        Format::Table => Ok(table(&clocks).write(context.screen, context.out)?),
     }
 }
 
-fn table(rows: &[ClockRow], context: &mut Context<'_>) -> Result<(), Failure> {
+/// A row per pair.
+pub(super) fn table(rows: &[ClockRow]) -> Table {
     let mut table = Table::new([
         Column::text("HOST", 0),
         Column::text("OTHER HOST", 0),
@@ -76,8 +91,7 @@ fn table(rows: &[ClockRow], context: &mut Context<'_>) -> Result<(), Failure> {
         cells.resize_with(7, Cell::default);
         table.row(cells);
     }
-    table.write(context.screen, context.out)?;
-    Ok(())
+    table
 }
 
 #[cfg(test)]
