@@ -48,8 +48,9 @@ const CLOCK_AHEAD_NS: u64 = 3_600 * NS_PER_S;
 /// Clocks are compared over this long: an error of 0.1 ms is one of 0.2 ppm in the drift then.
 const CLOCKS_OVER_NS: u64 = 600 * NS_PER_S;
 
-/// RPCs that are looked at to compare clocks: some milliseconds of reading, a hundred for each slice of the time.
-const CLOCK_RPCS: usize = 1_200;
+/// RPCs that are looked at to compare clocks, spread over that time: five hundred for each twelfth of it, so that a
+/// short load too shows more than the calls that a host makes to itself. At most twice as many are read.
+const CLOCK_RPCS: usize = 6_000;
 
 /// How an agent is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
