@@ -8,6 +8,7 @@ mod agent;
 mod by_hand;
 mod control;
 mod faults;
+mod fleet;
 mod secure;
 
 use std::sync::atomic::{AtomicU32, Ordering};

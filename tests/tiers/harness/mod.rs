@@ -2,6 +2,7 @@
 
 pub(crate) mod dissector;
 pub(crate) mod exchange;
+pub(crate) mod fleet;
 pub(crate) mod memcached;
 pub(crate) mod memory;
 pub(crate) mod resp;

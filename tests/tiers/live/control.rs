@@ -39,7 +39,7 @@ fn ask<T>(store: &str, what: impl AsyncFnOnce(&dyn Control) -> Result<T>) -> Res
 }
 
 /// The newest rows of all agents.
-pub(super) fn agents(store: &str) -> Result<Vec<AgentState>> {
+pub(crate) fn agents(store: &str) -> Result<Vec<AgentState>> {
     let now_ns = clock::unix_us() * 1_000;
     ask(store, async move |control| Ok(control.agents(now_ns).await?))
 }

@@ -2,7 +2,7 @@
 
 mod between;
 mod calls;
-mod control;
+pub(crate) mod control;
 mod counts;
 mod dnode;
 mod errors;
