@@ -139,6 +139,12 @@ impl Ended {
             None => bail!("{}: {}", self.status, self.stderr),
         }
     }
+
+    /// The number that stands before these words in what it said on standard error: `1,234 requests`.
+    pub fn number_before(&self, words: &str) -> Option<f64> {
+        let (before, _) = self.stderr.split_once(words)?;
+        before.rsplit(' ').next()?.replace(',', "").parse().ok()
+    }
 }
 
 impl Drop for Program {

@@ -466,7 +466,7 @@ fn node_folder(folder: &Path, ring: &Ring, me: usize) -> PathBuf {
 }
 
 /// A service of ours on a free port.
-fn service(folder: &Path, name: &str, config: ServiceConfig) -> Result<(Program, u16)> {
+pub fn service(folder: &Path, name: &str, config: ServiceConfig) -> Result<(Program, u16)> {
     let port = free_port()?;
     let address: SocketAddr = ([127, 0, 0, 1], port).into();
     let config = ServiceConfig { listen: Some(address), ..config };
