@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod behaviour;
+pub mod bottleneck;
 pub mod cable;
 pub mod cassandra;
 pub mod cli;

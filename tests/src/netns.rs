@@ -65,6 +65,11 @@ impl Netns {
         self.run("nft", &[rules])
     }
 
+    /// Shapes what leaves the machine, by arguments of `tc`.
+    pub fn tc(&self, arguments: &str) -> Result<()> {
+        self.run("tc", &arguments.split(' ').collect::<Vec<_>>())
+    }
+
     fn ip(&self, arguments: &[&str]) -> Result<()> {
         self.run("ip", arguments)
     }

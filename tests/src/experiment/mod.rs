@@ -6,3 +6,4 @@
 pub mod prevalence;
 pub mod replication;
 pub mod sampling;
+pub mod window;

@@ -4,13 +4,14 @@
 //! What a reader would get wrong: no request of a client is slow, since answers wait for the own rack only. The delay
 //! is seen in copies that nobody waits for.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::agent::Agent;
+use crate::bottleneck::Bottleneck;
 use crate::cable::Shape;
 use crate::cli;
 use crate::drill::Dice;
@@ -29,6 +30,15 @@ const IN_FLIGHT: usize = 6;
 /// The ring's nodes are programs of this name, their datastores of that.
 const DATASTORE: &str = "redis-server";
 const CLIENT: &str = "test-client";
+
+/// What holds frames back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DelayBy {
+    /// A [cable](crate::cable) that is a program, as netem does it.
+    Cable,
+    /// The kernel's own queue before a slow link that a neighbour keeps full: a [`Bottleneck`].
+    Queue,
+}
 
 /// What came of a run.
 #[derive(Debug)]
@@ -82,7 +92,7 @@ impl Outcome {
 }
 
 /// Runs it once in a folder of its own.
-pub fn run(seed: u64, folder: &Path) -> Result<Outcome> {
+pub fn run(seed: u64, delay_by: DelayBy, folder: &Path) -> Result<Outcome> {
     let mut dice = Dice(seed);
     let topology = Topology {
         name: "replication",
@@ -91,11 +101,18 @@ pub fn run(seed: u64, folder: &Path) -> Result<Outcome> {
         ..ALL[0]
     };
     let ring = topology.ring().context("a ring")?;
-    let every: Vec<usize> = (0..ring.nodes.len()).collect();
-    let mut running = Running::start_cabled(&topology, folder, &every, seed)?;
+    let cabled: Vec<usize> = match delay_by {
+        DelayBy::Cable => (0..ring.nodes.len()).collect(),
+        DelayBy::Queue => Vec::new(),
+    };
+    let mut running = Running::start_cabled(&topology, folder, &cabled, seed)?;
     let store = format!("sqlite:{}", folder.join("store").display());
     // Before the agents start, which takes longer than cables take to look: no call goes without the delay.
-    let (delayed, delay_us) = delay_a_link(&running, &ring, &mut dice)?;
+    let link = draw_a_link(&ring, &mut dice);
+    let bottlenecks = match delay_by {
+        DelayBy::Cable => delay_by_cable(&running, &ring, &link).map(|()| Vec::new()),
+        DelayBy::Queue => delay_by_queue(&running, &ring, &link, folder),
+    }?;
     let agents = agents(&running, &ring, folder, &store)?;
     let mut load = running.load(IN_FLIGHT, WRITES, false);
     load.commands.retain(|command| command.starts_with("SET"));
@@ -105,13 +122,13 @@ pub fn run(seed: u64, folder: &Path) -> Result<Outcome> {
     for agent in agents {
         agent.stop()?;
     }
-    drop(running);
+    drop((bottlenecks, running));
     let said = cli::text(&store, &["replication", "--since", "all", "--format", "json"])?;
     let said: Value = serde_json::from_str(&said).with_context(|| format!("replication: {said}"))?;
     let widest = said["widest_trace_id"].as_str().context("a write that went to several replicas")?;
     Ok(Outcome {
-        delayed,
-        delay_us,
+        delayed: link.ends,
+        delay_us: link.delay_us,
         blamed: blamed(&said),
         table: cli::text(&store, &["replication", "--since", "all"])?,
         figure: figure(&cli::json(&store, &["trace", widest, "--messages"])?),
@@ -132,20 +149,49 @@ fn agents(running: &Running, ring: &Ring, folder: &Path, store: &str) -> Result<
     Ok(agents)
 }
 
-/// Holds back the frames between two datacenters.
-fn delay_a_link(running: &Running, ring: &Ring, dice: &mut Dice) -> Result<([String; 2], u64)> {
+/// A link between datacenters that is to be delayed.
+struct Link {
+    ends: [String; 2],
+    delay_us: u64,
+}
+
+fn draw_a_link(ring: &Ring, dice: &mut Dice) -> Link {
     let mut names: Vec<&String> = ring.nodes.iter().map(|node| &node.dc).collect();
     names.dedup();
     // Leaving one out of three draws a link.
     names.remove(dice.below(names.len() as u64) as usize);
-    let [near, far] = [names[0].clone(), names[1].clone()];
-    let delay_us = 5_000 + dice.below(15_000);
-    let peers = ring.nodes.iter().filter(|node| node.dc == far).map(|node| node.ip).collect();
-    let shape = Shape { delay_us, peers, ..Shape::default() };
-    for (idx, _) in ring.nodes.iter().enumerate().filter(|(_, node)| node.dc == near) {
-        running.network().context("machines")?.shape(idx, &shape)?;
+    let ends = [names[0].clone(), names[1].clone()];
+    Link { ends, delay_us: 5_000 + dice.below(15_000) }
+}
+
+/// Numbers and addresses of a datacenter's nodes.
+fn nodes_of(ring: &Ring, dc: &str) -> Vec<(usize, IpAddr)> {
+    let nodes = ring.nodes.iter().enumerate().filter(|(_, node)| node.dc == dc);
+    nodes.map(|(idx, node)| (idx, node.ip)).collect()
+}
+
+/// Has the cables of one end hold back frames from and to the other.
+fn delay_by_cable(running: &Running, ring: &Ring, link: &Link) -> Result<()> {
+    let [near, far] = link.ends.each_ref().map(|dc| nodes_of(ring, dc));
+    let peers = far.iter().map(|(_, ip)| *ip).collect();
+    let shape = Shape { delay_us: link.delay_us, peers, ..Shape::default() };
+    let network = running.network().context("machines")?;
+    near.iter().try_for_each(|(idx, _)| network.shape(*idx, &shape))
+}
+
+/// Has what leaves either end for the other wait in a queue.
+fn delay_by_queue(running: &Running, ring: &Ring, link: &Link, folder: &Path) -> Result<Vec<Bottleneck>> {
+    let network = running.network().context("machines")?;
+    let [near, far] = link.ends.each_ref().map(|dc| nodes_of(ring, dc));
+    let mut bottlenecks = Vec::new();
+    for (from, to) in [(&near, &far), (&far, &near)] {
+        let peers: Vec<IpAddr> = to.iter().map(|(_, ip)| *ip).collect();
+        for (idx, _) in from {
+            let (name, machine) = (format!("neighbour{idx}"), network.machine(*idx));
+            bottlenecks.push(Bottleneck::new(folder, &name, machine, &peers, link.delay_us)?);
+        }
     }
-    Ok(([near, far], delay_us))
+    Ok(bottlenecks)
 }
 
 fn blamed(said: &Value) -> Vec<[String; 2]> {

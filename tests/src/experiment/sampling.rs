@@ -19,16 +19,17 @@ use serde_json::Value;
 use crate::agent::{Agent, binary};
 use crate::program::cpu_ns;
 use crate::topology::{Running, Topology};
+use crate::truth::Asked;
 use crate::{cli, clock};
 
-const SYSTEM: &str = "nutcracker-redis";
+pub(super) const SYSTEM: &str = "nutcracker-redis";
 const IN_FLIGHT: usize = 10;
 
 /// RPCs of a request: the client's and the proxy's.
-const RPCS: usize = 2;
+pub(super) const RPCS: usize = 2;
 
 /// Requests that nobody counts: programs and caches warm up.
-const WARM_UP: u64 = 2_000;
+pub(super) const WARM_UP: u64 = 2_000;
 
 /// One run of the load.
 #[derive(Clone, Copy, Debug, Default)]
@@ -95,13 +96,13 @@ pub fn run(ratio: &str, requests: u64, pairs: usize, folder: &Path) -> Result<Ou
     };
     let store = format!("sqlite:{}", folder.join("store").display());
     for pair in 0..pairs {
-        let without = load(&mut running, requests, None)?;
+        let (without, _) = load(&mut running, requests, None)?;
         let folder = folder.join(format!("agent{pair}"));
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         let options = [running.watch.clone(), vec!["--keep-ratio".to_owned(), ratio.to_owned()]].concat();
         let mut command = Command::new(binary("dprof-agent"));
         let agent = Agent::start_with(&folder, &store, &mut command, &options)?;
-        let with = load(&mut running, requests, Some(agent.program.pid()))?;
+        let (with, _) = load(&mut running, requests, Some(agent.program.pid()))?;
         agent.stop()?;
         outcome.pairs.push([without, with]);
     }
@@ -113,8 +114,8 @@ pub fn run(ratio: &str, requests: u64, pairs: usize, folder: &Path) -> Result<Ou
     Ok(outcome)
 }
 
-/// Puts the load on; what it came to.
-fn load(running: &mut Running, requests: u64, agent: Option<u32>) -> Result<Came> {
+/// Puts the load on; what it came to, and what the client asked.
+pub(super) fn load(running: &mut Running, requests: u64, agent: Option<u32>) -> Result<(Came, Vec<Asked>)> {
     let load = running.load(IN_FLIGHT, requests, false);
     let subjects = running.program_pids();
     let cpu = || subjects.iter().map(|pid| cpu_ns(*pid)).sum::<u64>();
@@ -128,15 +129,16 @@ fn load(running: &mut Running, requests: u64, agent: Option<u32>) -> Result<Came
         _ => started.elapsed(),
     };
     let per_request = |ns: u64| ns as f64 / requests as f64;
-    Ok(Came {
+    let came = Came {
         per_s: requests as f64 / took.as_secs_f64(),
         subject_ns: per_request(cpu() - before),
         agent_ns: per_request(agent_cpu() - agent_before),
-    })
+    };
+    Ok((came, asked))
 }
 
 /// Whether a row is of the load, and not of what the proxy asks its servers by itself.
-fn is_of_load(row: &Value) -> bool {
+pub(super) fn is_of_load(row: &Value) -> bool {
     ["SET", "GET"].iter().any(|operation| row["operation"] == *operation)
 }
 

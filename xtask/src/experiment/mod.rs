@@ -5,6 +5,7 @@ mod figure;
 mod prevalence;
 mod replication;
 mod sampling;
+mod window;
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
@@ -18,7 +19,7 @@ const RATIOS: [&str; 5] = ["1", "0.1", "1/16", "0.01", "0.001"];
 pub(crate) enum Experiment {
     /// Delay one link between datacenters of a ring, and see which link the traces blame
     Replication(replication::Options),
-    /// Watch at several keep ratios: cost, traces kept, estimates beside the truth
+    /// Watch at several keep ratios or duty cycles: cost, traces kept, estimates beside the truth
     Sampling(sampling::Options),
     /// Slow a share of requests, and see how long the slowest list takes to show it at several keep ratios
     Prevalence(prevalence::Options),

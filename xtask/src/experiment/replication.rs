@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use dprof_tests::experiment::replication::{Moment, Outcome, run as run_once};
+use dprof_tests::experiment::replication::{DelayBy, Moment, Outcome, run as run_once};
 
 use super::figure::{self, Mark};
 use super::{folder, print};
@@ -22,11 +22,24 @@ pub(crate) struct Options {
     /// How many runs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     runs: u64,
+    /// What holds frames back
+    #[arg(long, value_enum, default_value_t)]
+    delay_by: By,
     /// Draw the trace of the first run
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
     #[command(flatten)]
     programs: Programs,
+}
+
+/// What holds frames back.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum By {
+    /// A program between machine and bridge, as netem does it
+    #[default]
+    Cable,
+    /// The kernel's queue: a token bucket (TBF) below a class of HTB, which a neighbour keeps full
+    Tbf,
 }
 
 /// The paper's figure 5: what happened where, and when.
@@ -54,11 +67,15 @@ fn draw(path: &Path, outcome: &Outcome) -> Result<()> {
 /// Runs it so many times, one after the other.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let steps = options.programs.ready()?;
+    let delay_by = match options.delay_by {
+        By::Cable => DelayBy::Cable,
+        By::Tbf => DelayBy::Queue,
+    };
     let mut right = 0;
     for seed in (options.seed..).take(options.runs as usize) {
         steps.interrupt().check()?;
         let folder = folder()?;
-        let outcome = run_once(seed, folder.path()).with_context(|| format!("seed {seed}"))?;
+        let outcome = run_once(seed, delay_by, folder.path()).with_context(|| format!("seed {seed}"))?;
         if seed == options.seed {
             let lines: Vec<String> = outcome.figure.iter().map(Moment::line).collect();
             print(&format!("{}\n{}\n", outcome.table, lines.join("\n")));

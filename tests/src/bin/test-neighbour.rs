@@ -1,0 +1,5 @@
+//! A neighbour that keeps a slow link's queue full, for dprof's experiments.
+
+fn main() -> anyhow::Result<()> {
+    dprof_tests::bottleneck::main()
+}
