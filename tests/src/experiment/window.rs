@@ -104,13 +104,14 @@ pub fn run(duty: &str, requests: u64, pairs: usize, folder: &Path) -> Result<Out
         let mut command = Command::new(binary("dprof-agent"));
         let agent = Agent::start_with(&folder, &store, &mut command, &options)?;
         let (with, asked) = load(&mut running, requests, Some(agent.program.pid()))?;
-        outcome.captured(&agent.stop()?, pairs);
+        outcome.captured(&agent.stop()?);
         outcome.pairs.push([without, with]);
         let spans = cli::text(&store, &["export", "--format", "ndjson", "--out", "-", "--since", "all"])?;
         let spans = spans.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
         let seen = outcome.seen(&spans, (period_s * 1e9) as u64);
         all.extend(asked.iter().map(|asked| request(asked, pair, &seen)));
     }
+    outcome.open_percent = outcome.open_percent(requests);
     outcome.compare(&all);
     Ok(outcome)
 }
@@ -124,11 +125,17 @@ fn request(asked: &Asked, pair: usize, seen: &HashMap<String, u64>) -> Request {
 
 impl Outcome {
     /// What an agent says at its end; one that captured all the time says nothing.
-    fn captured(&mut self, ended: &Ended, pairs: usize) {
-        let number = |words| ended.number_before(words);
-        self.windows += number(" windows of ").unwrap_or(0.0) as u64;
-        self.cut += number(" requests cut at edges").unwrap_or(0.0) as u64;
-        self.open_percent += number(" % of the time").unwrap_or(100.0) / pairs as f64;
+    fn captured(&mut self, ended: &Ended) {
+        let number = |words| ended.number_before(words).unwrap_or(0.0) as u64;
+        self.windows += number(" windows of ");
+        self.cut += number(" requests cut at edges");
+    }
+
+    /// The part of the load's time that windows were open, per cent. The agents' own word is from edge to edge, which
+    /// says nothing where there is one window.
+    fn open_percent(&self, requests: u64) -> f64 {
+        let load_s: f64 = self.pairs.iter().map(|[_, with]| requests as f64 / with.per_s).sum();
+        if self.windows == 0 { 100.0 } else { (self.windows * WINDOW_MS) as f64 / 10.0 / load_s }
     }
 
     /// The keys of requests that were stored whole, with the number of their window.
