@@ -287,6 +287,14 @@ pub struct Head<'a> {
     pub joined: bool,
 }
 
+impl Head<'_> {
+    /// Whether these are bytes of a Dynomite peer that was joined in the middle: what its payloads hold reads like other
+    /// protocols, and is none of theirs.
+    fn is_within_dnode(&self) -> bool {
+        self.joined && self.bytes.into_iter().any(dnode::has_header)
+    }
+}
+
 /// What detection found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Detected {

@@ -43,9 +43,7 @@ impl Protocol for Http1 {
         let judged = head.bytes.map(|bytes| [judge_request(bytes), judge_response(bytes)]);
         let is_other =
             |(bytes, judged): (&[u8], [Verdict; 2])| !bytes.is_empty() && judged == [Verdict::No; 2];
-        // In the middle of a peer of Dynomite's, a value may read like a line of ours.
-        let is_dnode = head.joined && head.bytes.into_iter().any(super::dnode::has_header);
-        if is_dnode || (!head.joined && head.bytes.into_iter().zip(judged).any(is_other)) {
+        if head.is_within_dnode() || (!head.joined && head.bytes.into_iter().zip(judged).any(is_other)) {
             return Detected { verdict: Verdict::No, request_direction: None };
         }
         let mut verdict = Verdict::No;

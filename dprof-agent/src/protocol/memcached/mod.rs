@@ -45,8 +45,7 @@ impl Protocol for Memcached {
     }
 
     fn detect(&self, head: &Head<'_>) -> Detected {
-        // Whoever joins a peer of Dynomite's may see a command of ours first, which is the payload of one of its own.
-        if head.joined && head.bytes.iter().any(|bytes| super::dnode::has_header(bytes)) {
+        if head.is_within_dnode() {
             return Detected { verdict: Verdict::No, request_direction: None };
         }
         let judged =

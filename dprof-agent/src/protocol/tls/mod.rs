@@ -40,11 +40,7 @@ impl Protocol for Tls {
         let detected = |verdict, request_direction| Detected { verdict, request_direction };
         let is_undecided = |bytes: &[u8]| bytes.len() <= hello::RECORD_BYTES && hello::may_be_record(bytes);
         let is_other = |bytes: &[u8]| !is_undecided(bytes) && hello::handshake_kind(bytes) != Some(1);
-        // In the middle of a peer of Dynomite's, some bytes of a value may look like a record of ours.
-        if head.joined && head.bytes.into_iter().any(super::dnode::has_header) {
-            return detected(Verdict::No, None);
-        }
-        if !head.joined && head.bytes.into_iter().any(is_other) {
+        if head.is_within_dnode() || (!head.joined && head.bytes.into_iter().any(is_other)) {
             return detected(Verdict::No, None);
         }
         for direction in [Direction::Out, Direction::In] {
