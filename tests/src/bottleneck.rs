@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::binary;
 use crate::netns::Netns;
 use crate::program::Program;
+use crate::socket_option::set_option;
 
 /// The neighbour's datagrams in the queue: what comes waits for as many, give or take one.
 const QUEUED: u64 = 8;
@@ -88,25 +89,6 @@ fn commands(peers: &[IpAddr], delay_us: u64) -> Vec<String> {
     commands
 }
 
-/// How much a socket may have under way, as the kernel counts: with what it needs to keep a packet.
-fn set_send_buffer(socket: &UdpSocket, bytes: libc::c_int) -> Result<()> {
-    // The kernel doubles what it is given, for the same reason.
-    let half = bytes / 2;
-    let length = size_of_val(&half) as libc::socklen_t;
-    // SAFETY: the option is an int, which outlives the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_SNDBUF,
-            (&raw const half).cast(),
-            length,
-        )
-    };
-    ensure!(result == 0, "set a socket's buffer: {}", std::io::Error::last_os_error());
-    Ok(())
-}
-
 /// What a socket has under way, as the kernel counts.
 fn under_way(socket: &UdpSocket) -> Result<libc::c_int> {
     let mut bytes: libc::c_int = 0;
@@ -138,7 +120,9 @@ fn run(config: &Neighbour) -> Result<()> {
     };
     // What waits may be both of them by now: a frame never counts as two.
     let one = if one as usize > 3 * PAYLOAD_BYTES { one / 2 } else { one };
-    set_send_buffer(&socket, one * QUEUED as libc::c_int)?;
+    // How much may be under way. The kernel doubles what it is given, for what it needs to keep a packet.
+    let buffer = one * QUEUED as libc::c_int / 2;
+    set_option(&socket, libc::SO_SNDBUF, buffer).context("set a socket's buffer")?;
     let mut is_full = false;
     loop {
         match socket.send_to(&[0; PAYLOAD_BYTES], to) {

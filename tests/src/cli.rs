@@ -27,6 +27,12 @@ pub fn text(store: &str, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Every RPC of a store.
+pub fn spans(store: &str) -> Result<Vec<Value>> {
+    let lines = text(store, &["export", "--since", "all", "--format", "ndjson", "--out", "-"])?;
+    lines.lines().map(|line| serde_json::from_str(line).with_context(|| format!("an RPC: {line}"))).collect()
+}
+
 /// Runs a command to its end.
 pub fn run(store: &str, arguments: &[&str]) -> Result<Output> {
     command(store, arguments).output().context("start dprof-cli")

@@ -23,6 +23,7 @@ pub mod poll;
 pub mod program;
 pub mod ring;
 pub mod service;
+pub mod socket_option;
 pub mod steady;
 pub mod subject;
 pub mod topology;

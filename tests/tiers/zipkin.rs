@@ -55,11 +55,8 @@ type Rpcs = BTreeMap<String, (String, Option<String>, String, u64)>;
 
 /// RPCs of a store.
 fn rpcs(store: &str) -> Result<Rpcs> {
-    let output = cli::run(store, &["export", "--since", "all", "--format", "ndjson", "--out", "-"])?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut rpcs = Rpcs::new();
-    for line in String::from_utf8(output.stdout)?.lines() {
-        let row: Value = serde_json::from_str(line)?;
+    for row in cli::spans(store)? {
         let field = |name: &str| text(&row, name).with_context(|| format!("{name} of {row}"));
         let duration_ns = row["duration_ns"].as_u64().context("a duration")?;
         let value = (field("trace_id")?, text(&row, "parent_span_id"), field("start_time")?, duration_ns);

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::agent::{Agent, binary};
-use crate::program::cpu_ns;
+use crate::program::{Ended, cpu_ns};
 use crate::topology::{Running, Topology};
 use crate::truth::Asked;
 use crate::{cli, clock};
@@ -26,7 +26,7 @@ pub(super) const SYSTEM: &str = "nutcracker-redis";
 const IN_FLIGHT: usize = 10;
 
 /// RPCs of a request: the client's and the proxy's.
-pub(super) const RPCS: usize = 2;
+const RPCS: usize = 2;
 
 /// Requests that nobody counts: programs and caches warm up.
 pub(super) const WARM_UP: u64 = 2_000;
@@ -96,22 +96,41 @@ pub fn run(ratio: &str, requests: u64, pairs: usize, folder: &Path) -> Result<Ou
     };
     let store = format!("sqlite:{}", folder.join("store").display());
     for pair in 0..pairs {
-        let (without, _) = load(&mut running, requests, None)?;
         let folder = folder.join(format!("agent{pair}"));
-        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-        let options = [running.watch.clone(), vec!["--keep-ratio".to_owned(), ratio.to_owned()]].concat();
-        let mut command = Command::new(binary("dprof-agent"));
-        let agent = Agent::start_with(&folder, &store, &mut command, &options)?;
-        let (with, _) = load(&mut running, requests, Some(agent.program.pid()))?;
-        agent.stop()?;
-        outcome.pairs.push([without, with]);
+        outcome.pairs.push(watch(&mut running, requests, &folder, &store, &["--keep-ratio", ratio])?.came);
     }
     drop(running);
-    let spans = cli::text(&store, &["export", "--format", "ndjson", "--out", "-", "--since", "all"])?;
-    let spans = spans.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
-    count_traces(&spans, &mut outcome);
+    count_traces(&cli::spans(&store)?, &mut outcome);
     outcome.estimates = estimates(&store, outcome.requests)?;
     Ok(outcome)
+}
+
+/// A pair of loads.
+pub(super) struct Watched {
+    /// Without and with the agent.
+    pub(super) came: [Came; 2],
+    /// What the client asked while the agent was there.
+    pub(super) asked: Vec<Asked>,
+    /// What the agent said.
+    pub(super) ended: Ended,
+}
+
+/// Puts the load on without an agent, and then with one that writes to `store`, in a folder of its own.
+pub(super) fn watch(
+    running: &mut Running,
+    requests: u64,
+    folder: &Path,
+    store: &str,
+    options: &[&str],
+) -> Result<Watched> {
+    let (without, _) = load(running, requests, None)?;
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    let options = running.watch.iter().map(String::as_str).chain(options.iter().copied());
+    let options: Vec<&str> = options.collect();
+    let mut command = Command::new(binary("dprof-agent"));
+    let agent = Agent::start_with(folder, store, &mut command, &options)?;
+    let (with, asked) = load(running, requests, Some(agent.program.pid()))?;
+    Ok(Watched { came: [without, with], asked, ended: agent.stop()? })
 }
 
 /// Puts the load on; what it came to, and what the client asked.
@@ -138,22 +157,31 @@ pub(super) fn load(running: &mut Running, requests: u64, agent: Option<u32>) -> 
 }
 
 /// Whether a row is of the load, and not of what the proxy asks its servers by itself.
-pub(super) fn is_of_load(row: &Value) -> bool {
+fn is_of_load(row: &Value) -> bool {
     ["SET", "GET"].iter().any(|operation| row["operation"] == *operation)
 }
 
-fn count_traces(spans: &[Value], outcome: &mut Outcome) {
+/// RPCs of the load, by trace.
+pub(super) fn traces_of_load(spans: &[Value]) -> BTreeMap<&str, Vec<&Value>> {
     let mut traces: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
     for span in spans.iter().filter(|span| is_of_load(span)) {
         traces.entry(span["trace_id"].as_str().unwrap_or_default()).or_default().push(span);
     }
-    for spans in traces.values() {
-        let seen_by_both =
-            |span: &&&Value| span["client_duration_ns"].is_u64() && span["server_duration_ns"].is_u64();
+    traces
+}
+
+/// Whether a trace has every RPC of a request, seen at both ends.
+pub(super) fn is_whole(trace: &[&Value]) -> bool {
+    let seen_by_both =
+        |span: &&Value| span["client_duration_ns"].is_u64() && span["server_duration_ns"].is_u64();
+    trace.len() == RPCS && trace.iter().all(seen_by_both)
+}
+
+fn count_traces(spans: &[Value], outcome: &mut Outcome) {
+    for spans in traces_of_load(spans).values() {
         if spans.iter().any(|span| span["reason"] == "ratio") {
             outcome.kept += 1;
-            outcome.whole +=
-                u64::from(spans.len() == RPCS && spans.iter().filter(seen_by_both).count() == RPCS);
+            outcome.whole += u64::from(is_whole(spans));
         } else {
             outcome.examples += 1;
         }

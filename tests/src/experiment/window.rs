@@ -7,15 +7,12 @@
 //! off by is seen in how far the windows' own percentiles lie apart, and in a run of few windows it is not seen.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::sampling::{Came, RPCS, SYSTEM, WARM_UP, is_of_load, load};
-use crate::agent::{Agent, binary};
+use super::sampling::{Came, SYSTEM, WARM_UP, Watched, is_whole, load, traces_of_load, watch};
 use crate::cli;
 use crate::program::Ended;
 use crate::topology::{Running, Topology};
@@ -94,21 +91,13 @@ pub fn run(duty: &str, requests: u64, pairs: usize, folder: &Path) -> Result<Out
     let mut outcome = Outcome { requests: requests * pairs as u64, ..Outcome::default() };
     let mut all = Vec::new();
     for pair in 0..pairs {
-        let (without, _) = load(&mut running, requests, None)?;
         let folder = folder.join(format!("agent{pair}"));
-        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         let store = format!("sqlite:{}", folder.join("store").display());
-        let window = format!("{WINDOW_MS}ms");
-        let window = ["--duty-cycle", duty, "--window", &window, "--alone"].map(str::to_owned);
-        let options = [running.watch.clone(), window.into()].concat();
-        let mut command = Command::new(binary("dprof-agent"));
-        let agent = Agent::start_with(&folder, &store, &mut command, &options)?;
-        let (with, asked) = load(&mut running, requests, Some(agent.program.pid()))?;
-        outcome.captured(&agent.stop()?);
-        outcome.pairs.push([without, with]);
-        let spans = cli::text(&store, &["export", "--format", "ndjson", "--out", "-", "--since", "all"])?;
-        let spans = spans.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
-        let seen = outcome.seen(&spans, (period_s * 1e9) as u64);
+        let options = ["--duty-cycle", duty, "--window", &format!("{WINDOW_MS}ms"), "--alone"];
+        let Watched { came, asked, ended } = watch(&mut running, requests, &folder, &store, &options)?;
+        outcome.captured(&ended);
+        outcome.pairs.push(came);
+        let seen = outcome.seen(&cli::spans(&store)?, (period_s * 1e9) as u64);
         all.extend(asked.iter().map(|asked| request(asked, pair, &seen)));
     }
     outcome.open_percent = outcome.open_percent(requests);
@@ -140,16 +129,10 @@ impl Outcome {
 
     /// The keys of requests that were stored whole, with the number of their window.
     fn seen(&mut self, spans: &[Value], period_ns: u64) -> HashMap<String, u64> {
-        let mut traces: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
-        for span in spans.iter().filter(|span| is_of_load(span)) {
-            traces.entry(span["trace_id"].as_str().unwrap_or_default()).or_default().push(span);
-        }
         let mut seen = HashMap::new();
-        for spans in traces.values() {
-            let both =
-                |span: &&Value| span["client_duration_ns"].is_u64() && span["server_duration_ns"].is_u64();
+        for spans in traces_of_load(spans).values() {
             let key = spans[0]["query_text"].as_str().and_then(|text| text.split(' ').nth(1));
-            let Some(key) = key.filter(|_| spans.len() == RPCS && spans.iter().all(both)) else {
+            let Some(key) = key.filter(|_| is_whole(spans)) else {
                 self.parts += 1;
                 continue;
             };

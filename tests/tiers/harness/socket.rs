@@ -6,20 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::ptr;
 
-/// Sets an integer option of `SOL_SOCKET`.
-pub(crate) fn set_option<T: Copy>(socket: &impl AsRawFd, option: libc::c_int, value: T) -> io::Result<()> {
-    // SAFETY: pointer and length are those of `value`, which lives through the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            option,
-            (&raw const value).cast(),
-            size_of::<T>() as u32,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
+pub(crate) use dprof_tests::socket_option::set_option;
 
 /// Has `close` send a reset.
 pub(crate) fn reset_on_close(stream: &TcpStream) -> io::Result<()> {

@@ -15,6 +15,7 @@ use dprof_tests::topology::service;
 use dprof_tests::wire::Protocol;
 use dprof_tests::{clock, subject};
 
+use crate::harness::fleet::by_trace;
 use crate::harness::resp::{Resp, command};
 use crate::harness::{Live, check_order, finish};
 
@@ -159,10 +160,7 @@ fn in_windows_of_a_tenth_of_the_time_traces_are_whole_edges_counted_and_long_one
     let said = &ended.stderr;
     check_order(&spans);
 
-    let mut traces = BTreeMap::new();
-    for span in &spans {
-        traces.entry(span.trace_id).or_insert_with(Vec::new).push(span);
-    }
+    let traces = by_trace(&spans);
     // By the client's port and the time: what was stored whole, each the trace of one request.
     let mut whole: BTreeMap<u16, Vec<u64>> = BTreeMap::new();
     for trace in traces.values().filter(|trace| is_whole(trace)) {
