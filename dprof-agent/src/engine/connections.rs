@@ -31,6 +31,7 @@ impl Engine {
         if let Some(mut old) = self.sockets.remove(&open.sock) {
             // The same socket was connected anew and the close between was lost.
             self.end_requests(&mut old, Status::NoReply, open.time_ns);
+            self.linker.closed(open.sock);
         }
         self.make_room();
         let mut socket = Box::new(Socket::new(open));
@@ -65,6 +66,7 @@ impl Engine {
             if let Some(mut socket) = self.sockets.remove(&cookie) {
                 self.counters.connections_forgotten += 1;
                 self.end_requests(&mut socket, Status::Unknown, self.clock.now_ns());
+                self.linker.closed(cookie);
             }
         }
     }
@@ -260,11 +262,15 @@ impl Engine {
             socket.first_call = Some((direction, chunk.start, silence_ns));
         }
         self.linker.bytes(socket.cookie, chunk);
+        let was_undecided = socket.is_undecided();
         let mut parsed = std::mem::take(&mut self.parsed);
         socket.feed(chunk, self.grammar, &mut parsed);
         socket.worth.judge(chunk.size, parsed.len());
         self.parsed(socket, Some(chunk), &mut parsed);
         self.parsed = parsed;
+        if was_undecided || socket.is_undecided() {
+            self.linker.hides(socket.cookie, chunk.call.tgid, socket.holds_back(Direction::In));
+        }
         if socket.is_unproven && direction == Direction::In {
             self.doubt(chunk.call.tgid);
         }

@@ -6,7 +6,7 @@
 //! The hash alone proves nothing: two clients may ask the same thing at the same time. So a link is *certain* only
 //! if the whole message was hashed, no other request of the process had the same content (open, or answered less
 //! than [`super::table::LATE_NS`] ago: a late copy of that one would look the same), no open request hides its
-//! content, nothing was lost in the process since the request arrived, and the reply that went back is the reply
+//! content, no connection holds bytes of a protocol that only the answer will show, nothing was lost in the process since the request arrived, and the reply that went back is the reply
 //! that came (decided in [`super::linker`]). Several requests with the same bytes are not for this file: [`super::order`].
 //!
 //! What a reader would get wrong: uniqueness is asked at the call *and* at the end. A copy that arrives between the
@@ -93,7 +93,7 @@ fn whole_of(table: &Table, parent: Ref, _call: Ref, seen: &Observation<'_>) -> O
         Certainty::Probable(feature::LATE)
     } else if again {
         Certainty::Probable(feature::AGAIN)
-    } else if table.process(seen.tgid).n_unhashed > 0 {
+    } else if table.process(seen.tgid).hides_requests() {
         Certainty::Probable(feature::UNIQUE)
     } else {
         Certainty::IfReplyPasses

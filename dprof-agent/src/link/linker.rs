@@ -257,6 +257,12 @@ impl Linker {
         }
     }
 
+    /// A connection of the process has brought bytes of a protocol that is not known yet, or (`hides` is false) has not
+    /// any more: they may be requests, beside which no other is unique.
+    pub(crate) fn hides(&mut self, sock: u64, tgid: u32, hides: bool) {
+        self.table.hide(sock, tgid, hides);
+    }
+
     /// Bytes were read or sent.
     pub(crate) fn bytes(&mut self, sock: u64, chunk: &Chunk<'_>) {
         self.evidence.bytes(sock, chunk);
@@ -264,6 +270,7 @@ impl Linker {
 
     /// A connection ended.
     pub(crate) fn closed(&mut self, sock: u64) {
+        self.table.hide(sock, 0, false);
         self.evidence.closed(sock);
     }
 

@@ -145,7 +145,14 @@ fn next(ties: &mut Ties, table: &Table, seen: &Observation<'_>, tie: Tie) -> Opt
     let operation = if same_operation { seen.operation } else { 0 };
     let lane = if fans_out { seen.peer } else { 0 } ^ (u64::from(seen.tid) << 17) ^ operation;
     let after = ties.cursors.iter().find(|(of, _)| *of == lane).map_or(0, |(_, order)| *order);
-    let from = first_after(&ties.requests, after);
+    let mut from = first_after(&ties.requests, after);
+    // Those that were answered meanwhile, of which no call was seen, are passed over for good.
+    let is_answered = |at: Ref| table.request(at).is_none_or(|request| !request.is_open());
+    let n_answered = ties.requests.range(from..).take_while(|(_, at)| is_answered(*at)).count();
+    if n_answered > 0 {
+        from += n_answered;
+        move_on(&mut ties.cursors, lane, ties.requests[from - 1].0);
+    }
     let is_free = |request: &Request| {
         request.is_open()
             && (!same_protocol || request.protocol == seen.protocol)
@@ -163,15 +170,20 @@ fn next(ties: &mut Ties, table: &Table, seen: &Observation<'_>, tie: Tie) -> Opt
         other = other.or(Some(*at));
     }
     let Some((order, at)) = found else { return other };
-    if let Some((_, cursor)) = ties.cursors.iter_mut().find(|(of, _)| *of == lane) {
-        *cursor = order;
-    } else {
-        if ties.cursors.len() >= CURSORS_MAX {
-            ties.cursors.remove(0);
-        }
-        ties.cursors.push((lane, order));
-    }
+    move_on(&mut ties.cursors, lane, order);
     Some(at)
+}
+
+/// The last request of a lane that needs no call any more is number `order`.
+fn move_on(cursors: &mut Vec<(u64, u64)>, lane: u64, order: u64) {
+    if let Some((_, cursor)) = cursors.iter_mut().find(|(of, _)| *of == lane) {
+        *cursor = order;
+        return;
+    }
+    if cursors.len() >= CURSORS_MAX {
+        cursors.remove(0);
+    }
+    cursors.push((lane, order));
 }
 
 /// Where the first request that was read after number `after` is. Galloping from the end (Bentley and Yao 1976): it is

@@ -11,6 +11,8 @@ pub(crate) struct Process {
     pub(crate) n_open: u32,
     /// Open requests whose content is not known: nothing is unique beside them.
     pub(crate) n_unhashed: u32,
+    /// Connections that may have brought requests which are not known yet: nothing is unique beside them either.
+    pub(crate) n_hiding: u32,
     pub(super) losses: u32,
     pub(super) doubted_until_ns: u64,
     replies_passed: u32,
@@ -78,6 +80,11 @@ impl Process {
     /// Whether it has shown that it passes replies on unchanged.
     pub(crate) const fn relays_replies(&self) -> bool {
         self.replies_passed >= RELAYS_MIN && self.replies_passed / 9 >= self.replies_failed
+    }
+
+    /// Whether it may have a request open of which it is not known what it says.
+    pub(crate) const fn hides_requests(&self) -> bool {
+        self.n_unhashed > 0 || self.n_hiding > 0
     }
 
     /// Whether it serves and calls nobody: then its answered requests cause nothing late, and are not kept.

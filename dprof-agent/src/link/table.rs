@@ -267,6 +267,12 @@ impl Table {
         process
     }
 
+    /// Whether a connection of the process has brought what may be requests of a protocol that is not known yet.
+    pub(crate) fn hide(&mut self, sock: u64, tgid: u32, hides: bool) {
+        let forgot = self.processes.hide(sock, tgid, hides);
+        self.losses = self.losses.wrapping_add(u32::from(forgot));
+    }
+
     /// Something of the process was not seen (0: of any process).
     pub(crate) fn lose(&mut self, tgid: u32) {
         if tgid == 0 {

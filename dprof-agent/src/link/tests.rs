@@ -8,6 +8,7 @@
 //! A7@1=x         its reply is read          E7       it ends without one
 //! D5@1=x         request 5 is answered      N5       it ends without an answer
 //! X, X1          events are lost, of any process or of 1        J1 process 1 has an older connection
+//! H1, S1         process 1 has a connection whose bytes are not understood yet; not any more
 //! T20            20 milliseconds pass
 //! ```
 //! Expected: per call in the order of verdicts `7<5` with further causes `+6`, the kind's first letter(s) and `!` if
@@ -132,6 +133,7 @@ fn run(options: LinkOptions, script: &str) -> Run {
             "D" => linker.request_done(of(&requests, span_id), Some(&seen), now_ns),
             "N" => linker.request_done(of(&requests, span_id), None, now_ns),
             "X" => linker.disturbed(span_id.0 as u32),
+            "H" | "S" => linker.hides(span_id.0, span_id.0 as u32, op == "H"),
             "J" => linker.joined(span_id.0 as u32, now_ns, now_ns),
             "T" => now_ns += span_id.0 * 1_000_000,
             other => panic!("'{other}' is no step"),
@@ -304,6 +306,13 @@ mod by_content {
     }
 
     #[test]
+    fn a_connection_that_is_not_understood_yet_may_hide_a_copy() {
+        check("R5=a R6=b H1 C7=a A7=x D5=x N6", "7<5c");
+        check("R5=a R6=b H1 S1 C7=a A7=x D5=x N6", "7<5c!");
+        check("R5=a R6=b H2 C7=a A7=x D5=x N6", "7<5c!");
+    }
+
+    #[test]
     fn a_loss_or_an_older_connection_costs_certainty() {
         check("R5=a R6=b X1 C7=a A7=x D5=x N6", "7<5c");
         check("R5=a R6=b X C7=a A7=x D5=x N6", "7<5c");
@@ -452,6 +461,23 @@ fn weaker_evidence_is_calibrated_where_content_is_certain() {
     }
     let run = run(LinkOptions::default(), &format!("{script} R5=a C7=other"));
     assert_eq!(run.said.last().map(String::as_str), Some("7<5t~0.96"));
+}
+
+#[test]
+fn answered_requests_of_which_no_call_was_seen_do_not_stand_in_the_way() {
+    let (n, mut script) = (100, String::new());
+    for id in 0..n {
+        script += &format!("R{0}=a D{0}=x ", 1000 + id);
+    }
+    for id in 0..n {
+        script += &format!("R{}=a ", 2000 + id);
+    }
+    for id in 0..n {
+        script += &format!("C{0}=a A{0}=x{id} D{1}=x{id} ", 3000 + id, 2000 + id);
+    }
+    let said = run(LinkOptions::default(), &script).said;
+    let expected: Vec<String> = (0..n).map(|id| format!("{}<{}o", 3000 + id, 2000 + id)).collect();
+    assert_eq!(said, expected);
 }
 
 #[test]

@@ -40,9 +40,15 @@ pub(crate) fn detect_among(
     let full = head.bytes.iter().any(|bytes| bytes.len() >= HEAD_BYTES_MAX);
     let head = Head { bytes: head.bytes.map(|bytes| &bytes[..bytes.len().min(HEAD_BYTES_MAX)]), ..*head };
     let mut undecided = false;
+    let mut answer_decides = false;
     let mut by_port = None;
     for &protocol in protocols.iter().filter(|protocol| !excluded.contains(&protocol.name())) {
         let detected = protocol.detect(&head);
+        // A request that several protocols know is told by its answer, however many requests come before that.
+        answer_decides |= detected.verdict == Verdict::Maybe
+            && detected
+                .request_direction
+                .is_some_and(|way| head.bytes[way.reverse().idx()].len() < HEAD_BYTES_MAX);
         let request_direction = detected.request_direction.or(head.request_direction);
         match (detected.verdict, request_direction) {
             (Verdict::Yes, Some(request_direction)) => {
@@ -59,7 +65,7 @@ pub(crate) fn detect_among(
     }
     match by_port {
         Some(detection) => detection,
-        None if undecided && !full => Detection::NeedMore,
+        None if undecided && (!full || answer_decides) => Detection::NeedMore,
         None => Detection::None,
     }
 }
@@ -138,6 +144,11 @@ mod tests {
         check_all(payload, PORTS, None, true, "dnode Out");
         check("<| mg key v|", "memcached In");
         check(">| get key|", "more");
+        // A pipeline of more than what is looked at: the answer tells.
+        let pipeline = ">| get key|".to_owned() + &"\n>| get key|".repeat(200);
+        check(&pipeline, "more");
+        check(&format!("{pipeline}\n<| END|"), "memcached Out");
+        check(&format!("{pipeline}\n< +OK"), "redis Out");
         check(">| get key|\n<| VALUE key 0 1|", "memcached Out");
         check(">| get key|\n<| $-1|", "redis Out");
         check(">| gets \\{k*200} \\{k*200} \\{k*200}|", "memcached Out");

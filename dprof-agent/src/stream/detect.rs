@@ -2,13 +2,18 @@
 //!
 //! What a reader would get wrong: almost always the first call decides, and then nothing is copied: the head is
 //! the call's own payload, and the parser is fed from it. Only an undecided head is copied, up to
-//! [`HEAD_BYTES_MAX`] per direction; once a protocol is found the copies are replayed to its parser in the order
+//! [`KEPT_BYTES_MAX`] per direction; once a protocol is found the copies are replayed to its parser in the order
 //! of capture, with holes where bytes were not kept.
 
-use crate::protocol::detect::{Detection, HEAD_BYTES_MAX, detect_among};
+use crate::protocol::detect::{Detection, detect_among};
 use crate::protocol::{Direction, Head, Protocol};
 
 use super::Chunk;
+
+/// Bytes of a direction that are kept for the parser: detection looks at fewer, but a pipeline of requests that only
+/// their answers tell apart from another protocol's must not have a hole, or none of its answers could be placed. Some
+/// thousand requests with short keys; a connection that needs more is joined in the middle.
+const KEPT_BYTES_MAX: usize = 16 * 1024;
 
 /// Calls remembered until detection; later ones lengthen the last of their direction.
 const PIECES_MAX: usize = 64;
@@ -108,6 +113,11 @@ impl Heads {
         self.joined
     }
 
+    /// Whether bytes of `direction` are kept.
+    pub(super) fn holds(&self, direction: Direction) -> bool {
+        self.pieces.iter().any(|piece| piece.direction == direction)
+    }
+
     /// Protocols that are not asked again.
     pub(crate) fn take_excluded(&mut self) -> Vec<&'static str> {
         std::mem::take(&mut self.excluded)
@@ -138,12 +148,12 @@ impl Heads {
         let d = chunk.call.direction.idx();
         let first = self.pieces.is_empty();
         let kept_from = self.bytes[d].len();
-        let payload = &chunk.payload[..chunk.payload.len().min(HEAD_BYTES_MAX)];
+        let payload = &chunk.payload[..chunk.payload.len().min(KEPT_BYTES_MAX)];
         if self.start[d].is_none() {
             self.start[d] = Some(chunk.start);
         }
         if kept_from > 0 && !self.closed[d] {
-            let room = HEAD_BYTES_MAX - kept_from;
+            let room = KEPT_BYTES_MAX - kept_from;
             self.bytes[d].extend_from_slice(&payload[..payload.len().min(room)]);
         }
         let mut bytes = [&self.bytes[0][..], &self.bytes[1][..]];

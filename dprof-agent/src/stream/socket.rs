@@ -68,7 +68,7 @@ pub(crate) struct Socket {
     pub(crate) departing: Option<(u64, u64)>,
     /// Arrivals of the next `Recv`.
     pub(crate) arrivals: Vec<Arrival>,
-    speech: Speech,
+    pub(super) speech: Speech,
     /// Bytes of an unrecognised connection that are still looked at: it may become TLS.
     watch: u32,
     unrecognised_said: bool,

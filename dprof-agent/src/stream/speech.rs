@@ -3,6 +3,7 @@
 use dprof_common::settings::Protocols;
 
 use super::detect::Heads;
+use super::socket::Socket;
 use super::turns::Turns;
 use crate::protocol::capture::Capture;
 use crate::protocol::{Attributes, Direction, Parser, Protocol};
@@ -52,4 +53,16 @@ pub(crate) struct Grammar {
     pub(crate) unknown: bool,
     /// What may be kept of keys and values.
     pub(crate) capture: Capture,
+}
+
+impl Socket {
+    /// Whether it is not known yet what is spoken.
+    pub(crate) const fn is_undecided(&self) -> bool {
+        matches!(self.speech, Speech::Detecting(_))
+    }
+
+    /// Whether bytes of `direction` wait until it is: they may be requests, or replies.
+    pub(crate) fn holds_back(&self, direction: Direction) -> bool {
+        matches!(&self.speech, Speech::Detecting(heads) if heads.holds(direction))
+    }
 }
