@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{HalfFlags, Span};
+use super::{Half, HalfFlags, Span};
 
 /// The parts of an RPC's duration, signed nanoseconds. `None` = cannot be known from what was seen. Parts are
 /// never clamped: a negative part means that a time is wrong, and is shown.
@@ -104,6 +104,23 @@ pub fn split(span: &Span) -> Split {
     }
     let known: i64 = split.parts().map(|(_, ns)| ns).sum();
     split.remainder_ns = span.duration_ns() as i64 - known;
-    split.approximate |= span.client.is_some() && span.server.is_some() && split.network_ns.is_none();
+    split.approximate |= is_incomplete(span, &split);
     split
+}
+
+/// Whether a part that this span should have is not known: what it would have taken is in another part then, or in the
+/// remainder. Where no answer was seen, the parts of one are not missed.
+fn is_incomplete(span: &Span, split: &Split) -> bool {
+    let both_seen = span.client.is_some() && span.server.is_some();
+    let missing = |half: &Half, asking: &[Option<i64>], answering: &[Option<i64>]| {
+        let answered = half.times.response_first_ns.or(half.times.response_last_ns).is_some();
+        asking.contains(&None) || answered && answering.contains(&None)
+    };
+    both_seen && split.network_ns.is_none()
+        || span.client.as_ref().is_some_and(|client| {
+            missing(client, &[split.request_send_ns], &[split.streaming_ns, split.client_queue_ns])
+        })
+        || span.server.as_ref().is_some_and(|server| {
+            missing(server, &[split.server_queue_ns], &[split.service_ns, split.streaming_ns])
+        })
 }

@@ -47,6 +47,21 @@ fn the_parts_sum_to_the_clients_duration() {
 }
 
 #[test]
+fn a_part_that_is_not_known_makes_the_split_approximate() {
+    // The request's first departure and its last are not known: how long it was sent is in no part.
+    let run = run(&format!(
+        "{PAIR}
+        100 c send Q3:get unsent=4
+        160 s recv Q3:get arr=110
+        200 s send A2:ok
+        300 c recv A2:ok arr=220"
+    ));
+    let split = split(&run.out.spans[0]);
+    assert_eq!(split.request_send_ns, None);
+    assert!(split.approximate);
+}
+
+#[test]
 fn bytes_that_have_not_departed_have_no_departure() {
     let run = run(&format!("{PAIR}\n 10 c send Q3:get unsent=2\n 20 c recv A1:x"));
     let times = half(&run, "get", "c").times;
