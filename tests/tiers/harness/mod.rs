@@ -74,6 +74,12 @@ impl Live {
     }
 }
 
+/// Whether the back end under test sees calls before anything that sits between them and TCP: its own, unless
+/// another is asked for, is the newest kernels' tracepoints.
+pub(crate) fn calls_are_seen_above_tcp() -> bool {
+    env::var_os("DPROF_TEST_BACKEND").is_none_or(|name| name == "tp_btf")
+}
+
 /// Stops the agent; all that it stored, in the order of start, and what it said at the end.
 pub(crate) fn finish(agent: Agent) -> Result<(Vec<Span>, Ended)> {
     let store = agent.store.clone();
