@@ -137,7 +137,8 @@ struct RunArgs {
     /// Capture this way only: tp_btf, fentry or kprobe [default: the first that this kernel has]
     #[arg(long, value_name = "NAME", value_parser = backend)]
     backend: Option<Backend>,
-    /// Take events this way only: ring or perf [default: ring, or perf where the kernel has no ring buffer]
+    /// Take events this way only: percpu, ring or perf [default: percpu with tp_btf, else ring, or perf where the
+    /// kernel has no ring buffer]
     #[arg(long, value_name = "NAME", value_parser = events)]
     events: Option<Events>,
     /// Capture only this part of the time, such as 1/16, in windows of the wall clock [default: 1]
@@ -422,7 +423,7 @@ fn backend(name: &str) -> Result<Backend, String> {
 }
 
 fn events(name: &str) -> Result<Events, String> {
-    Events::from_name(name).ok_or_else(|| "one of ring, perf is wanted".to_owned())
+    Events::from_name(name).ok_or_else(|| "one of percpu, ring, perf is wanted".to_owned())
 }
 
 fn duty_cycle(args: &RunArgs, config: &config::Capture) -> Result<DutyCycle, String> {

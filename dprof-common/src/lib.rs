@@ -6,6 +6,7 @@
 //! running fleet.
 #![cfg_attr(not(feature = "user"), no_std)]
 
+pub mod cpu_buffer;
 pub mod drop_reason;
 pub mod event;
 pub mod flow;

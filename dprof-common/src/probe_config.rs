@@ -195,6 +195,10 @@ pub struct ProbeConfig {
     pub regs_from_stack: u32,
     /// Non-zero: kernel-side debug messages through aya-log (never on the path of data when zero).
     pub debug: u32,
+    /// Blocks of each CPU's event buffer (`cpu_buffer`), a power of two; 0 = all events go through the ring.
+    pub blocks_per_cpu: u32,
+    /// Explicit padding.
+    pub padding: u32,
     /// Address of `tcp_sendmsg`: a socket whose calls go elsewhere (kTLS, sockmap) has another stream than the
     /// wire's. 0 = unknown, nothing is said.
     pub tcp_sendmsg: u64,

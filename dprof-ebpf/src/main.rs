@@ -8,6 +8,8 @@
 //! there closes are gone before a program runs, with the helpers in them that this kernel may lack.
 #![no_std]
 #![no_main]
+// For one instruction that the target's atomics do not offer (`emit::cpu_buffer`).
+#![feature(asm_experimental_arch)]
 
 mod access;
 mod body {

@@ -23,6 +23,8 @@ static PROBE_CONFIG: ProbeConfig = ProbeConfig {
     has_cookie: 0,
     regs_from_stack: 0,
     debug: 0,
+    blocks_per_cpu: 0,
+    padding: 0,
     tcp_sendmsg: 0,
     tcp_recvmsg: 0,
 };
@@ -49,6 +51,24 @@ pub(crate) static EVENTS: aya_ebpf::btf_maps::RingBuf<
     u8,
     { dprof_common::limits::RING_BYTES_DEFAULT as usize },
 > = aya_ebpf::btf_maps::RingBuf::new();
+
+/// Events of each CPU: where its buffer is written and read. An entry per CPU, made by the agent.
+#[cfg(not(feature = "perf"))]
+#[btf_map]
+pub(crate) static CPU_BUFFERS: Array<
+    dprof_common::cpu_buffer::CpuBuffer,
+    1,
+    { aya_ebpf::bindings::BPF_F_MMAPABLE as usize },
+> = Array::new();
+
+/// The memory of those buffers: `blocks_per_cpu` of each CPU after those of the one before.
+#[cfg(not(feature = "perf"))]
+#[btf_map]
+pub(crate) static BLOCKS: Array<
+    [u8; dprof_common::cpu_buffer::BLOCK_BYTES],
+    1,
+    { aya_ebpf::bindings::BPF_F_MMAPABLE as usize },
+> = Array::new();
 
 /// The ring of the bare record: a page where nobody measures.
 #[cfg(not(feature = "perf"))]
@@ -238,7 +258,7 @@ pub(crate) struct Call {
 }
 
 /// Bytes of the largest record without payload.
-pub(crate) const RECORD_BYTES: usize = size_of::<dprof_common::event::ArrivalsEvent>();
+pub(crate) const RECORD_BYTES: usize = size_of::<dprof_common::event::ArrivalsEvent>() + size_of::<u64>();
 
 /// See [`RECORD`].
 #[repr(C)]

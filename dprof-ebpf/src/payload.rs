@@ -5,6 +5,8 @@
 //! calls' exits and in worker threads: on x86-64 `ax` holds `-ENOSYS` exactly while the call itself runs.
 
 use aya_ebpf::helpers::bpf_probe_read_user;
+#[cfg(not(feature = "perf"))]
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_task, bpf_get_current_task_btf, bpf_get_smp_processor_id,
     bpf_probe_read_user as read_user, bpf_task_pt_regs,
@@ -14,6 +16,8 @@ use dprof_common::event::{EventHeader, RecvEvent, SendEvent, flag};
 use dprof_common::limits::{IOVEC_ENTRIES_MAX, PAYLOAD_BYTES_BUSY, PAYLOAD_BYTES_MAX};
 
 use crate::access::{Probed, Ptr, Typed};
+#[cfg(not(feature = "perf"))]
+use crate::emit::DIRECT_MAX;
 use crate::emit::{self, Out, STAMP_BYTES};
 use crate::maps::{SCRATCH, Scratch, SockState, VECTORS, VectorProgress, config};
 use crate::state;
@@ -135,25 +139,65 @@ pub(crate) fn emit<T: DataRecord>(out: Out, mut event: T, state: &mut SockState,
         }
         buffers
     };
-    if !buffers.is_none()
-        && let Some(scratch) = scratch()
-    {
-        let len = gather(scratch, buffers, affordable(wanted), at.done);
-        event.header().payload_len = len as u16;
-        let len = bounded(len, PAYLOAD_BYTES_MAX as u32);
-        // SAFETY: the fixed part ends where the payload starts, and both lie in the scratch buffer, a stamp's room
-        // after its start.
-        unsafe {
-            let fixed = (&raw mut (*scratch).fixed)
-                .cast::<u8>()
-                .add(STAMP_BYTES + size_of::<RecvEvent>() - size_of::<T>());
-            fixed.cast::<T>().write(event);
-            emit::output(out, fixed, size_of::<T>() as u64 + u64::from(len));
-        }
-        done(scratch);
-    } else {
+    if buffers.is_none() {
         emit::fixed(out, &event);
+        return;
     }
+    #[cfg(not(feature = "perf"))]
+    if wanted <= DIRECT_MAX
+        && let Some(slot) = emit::cpu_buffer::begin(out)
+    {
+        // SAFETY: payload comes after the fixed part; both have room in the slot, by DIRECT_MAX.
+        unsafe {
+            let payload = slot.room().add(size_of::<T>());
+            let len = copy(payload, buffers, bounded(wanted, DIRECT_MAX), at.done);
+            event.header().payload_len = len as u16;
+            slot.room().cast::<T>().write(event);
+            slot.end(size_of::<T>() + len as usize);
+        }
+        return;
+    }
+    let Some(scratch) = scratch() else {
+        emit::fixed(out, &event);
+        return;
+    };
+    let len = gather(scratch, buffers, affordable(wanted), at.done);
+    event.header().payload_len = len as u16;
+    let len = bounded(len, PAYLOAD_BYTES_MAX as u32);
+    // SAFETY: the fixed part ends where the payload starts, and both lie in the scratch buffer, a stamp's room
+    // after its start.
+    unsafe {
+        let fixed = (&raw mut (*scratch).fixed)
+            .cast::<u8>()
+            .add(STAMP_BYTES + size_of::<RecvEvent>() - size_of::<T>());
+        fixed.cast::<T>().write(event);
+        emit::output(out, fixed, size_of::<T>() as u64 + u64::from(len));
+    }
+    done(scratch);
+}
+
+/// Copies up to `wanted` bytes of the call, after its first `skip`, to `to`; how many.
+///
+/// # Safety
+/// `to` has room for [`DIRECT_MAX`], and `wanted` is bounded by it.
+#[cfg(not(feature = "perf"))]
+#[inline(always)]
+unsafe fn copy(to: *mut u8, buffers: Buffers, wanted: u32, skip: u32) -> u32 {
+    if buffers.kind != Buffers::MANY {
+        // SAFETY: by the caller; the helper checks the user address.
+        if unsafe { read_user(to.cast(), wanted, (buffers.at + u64::from(skip)) as *const _) } == 0 {
+            return wanted;
+        }
+        emit::count(DropReason::UserReadFailed);
+        return 0;
+    }
+    // What is gathered from several pieces is so in memory that the walk is checked once for.
+    let Some(scratch) = scratch() else { return 0 };
+    let len = bounded(gather(scratch, buffers, wanted, skip), DIRECT_MAX);
+    // SAFETY: by the caller; as much of the payload array was filled.
+    unsafe { bpf_probe_read_kernel(to.cast(), len, (&raw const (*scratch).payload).cast()) };
+    done(scratch);
+    len
 }
 
 /// As much of `wanted` as the ring has room for: bulk data must not push out what others have to say.

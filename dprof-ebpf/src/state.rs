@@ -253,28 +253,32 @@ pub(crate) fn announce<A: Access>(out: Out, sock: TcpSock<A>, state: &mut SockSt
     if state.flags & state::PASSIVE != 0 {
         role = flag::PASSIVE;
     }
-    let Some(event) = emit::reserve::<OpenEvent>() else { return };
     let send_pos = sock.send_pos(state);
     let recv_pos = sock.recv_pos_of(state, sock.read_seq());
-    // SAFETY: the entry is as large as its type; every member is written.
-    unsafe {
-        (*event).header = EventHeader { kind: EventKind::Open as u8, flags: role, payload_len: 0, size: 0 };
-        (*event).sock = state.cookie;
-        (*event).time_ns = emit::now_ns();
-        (*event).pid_tgid = pid_tgid;
-        (*event).send_pos = send_pos;
-        (*event).recv_pos = recv_pos;
-        // The pair (position, sequence) must give the initial sequence number exactly, whatever moves meanwhile.
-        (*event).write_seq = state.send_isn.wrapping_add(send_pos as u32);
-        (*event).copied_seq = state.recv_isn.wrapping_add(recv_pos as u32);
-        (*event).established_ns = state.established_ns;
-        (*event).connect_ns = state.connect_ns;
-        (*event).cgroup_id = bpf_get_current_cgroup_id();
-        (*event).comm = bpf_get_current_comm().unwrap_or([0; 16]);
-        sock.write_flow(&raw mut (*event).flow);
+    let known = &*state;
+    let is_out = emit::record(out, |event: *mut OpenEvent| {
+        // SAFETY: the room is as large as its type; every member is written.
+        unsafe {
+            (*event).header =
+                EventHeader { kind: EventKind::Open as u8, flags: role, payload_len: 0, size: 0 };
+            (*event).sock = known.cookie;
+            (*event).time_ns = emit::now_ns();
+            (*event).pid_tgid = pid_tgid;
+            (*event).send_pos = send_pos;
+            (*event).recv_pos = recv_pos;
+            // The pair (position, sequence) must give the initial sequence number exactly, whatever moves meanwhile.
+            (*event).write_seq = known.send_isn.wrapping_add(send_pos as u32);
+            (*event).copied_seq = known.recv_isn.wrapping_add(recv_pos as u32);
+            (*event).established_ns = known.established_ns;
+            (*event).connect_ns = known.connect_ns;
+            (*event).cgroup_id = bpf_get_current_cgroup_id();
+            (*event).comm = bpf_get_current_comm().unwrap_or([0; 16]);
+            sock.write_flow(&raw mut (*event).flow);
+        }
+    });
+    if is_out {
+        state.flags |= state::ANNOUNCED;
     }
-    emit::submit(out, event);
-    state.flags |= state::ANNOUNCED;
 }
 
 /// Whether positions are those of the calls' bytes: nothing sits between the calls and TCP.

@@ -121,9 +121,9 @@ impl Toolchain {
         if self.build_std {
             command.args(["-Z", "build-std=core"]);
         } else {
-            // aya-ebpf needs features of the language that are not stable; this lets Debian's stable compiler
-            // have them, in that crate only.
-            command.env("RUSTC_BOOTSTRAP", "aya_ebpf");
+            // aya-ebpf and our programs need features of the language that are not stable; this lets Debian's stable
+            // compiler have them, in these crates only.
+            command.env("RUSTC_BOOTSTRAP", "aya_ebpf,dprof_ebpf");
         }
         Ok(command)
     }

@@ -1,4 +1,5 @@
-//! Records out of the kernel, in order: from the ring, which has one, or from one perf buffer per CPU.
+//! Records out of the kernel, in order: from the ring, which has one, from one buffer per CPU and the ring beside them,
+//! or from one perf buffer per CPU.
 //!
 //! What a reader would get wrong: perf buffers are merged by the time that each record was made, and a record that is
 //! made may not be readable yet. So what is younger than [`SLACK_NS`] is held back until the next look.
@@ -14,8 +15,9 @@ use aya::util::online_cpus;
 use dprof_common::event::PERF_STAMP_BYTES;
 use dprof_common::limits::PAYLOAD_BYTES_MAX;
 
+use super::cpu_buffers::{self, CpuBuffers};
 use super::hooks::Events;
-use super::load::take;
+use super::load::{cpu_blocks, cpus, take};
 
 /// How long a record may take from its stamp to the buffer: a program is not interrupted by threads between the two,
 /// only by interrupts.
@@ -29,6 +31,7 @@ const PAGES_MIN: usize = 2 * PAYLOAD_BYTES_MAX / PAGE_BYTES + 1;
 
 /// Where records come from.
 pub(super) enum Reader {
+    PerCpu(Box<CpuBuffers>),
     Ring(RingBuf<MapData>),
     Perf(PerfReader),
 }
@@ -37,6 +40,11 @@ impl Reader {
     /// On the loaded object; `bytes` in all.
     pub(super) fn open(ebpf: &mut Ebpf, events: Events, bytes: u32) -> anyhow::Result<Self> {
         match events {
+            Events::PerCpu => {
+                let cpus = cpus()?;
+                let buffers = CpuBuffers::open(ebpf, cpus, cpu_blocks(bytes, cpus))?;
+                Ok(Self::PerCpu(Box::new(buffers)))
+            }
             Events::Ring => Ok(Self::Ring(RingBuf::try_from(take(ebpf, "EVENTS")?)?)),
             Events::Perf => PerfReader::open(ebpf, bytes).map(Self::Perf),
         }
@@ -54,6 +62,7 @@ impl Reader {
                 }
                 true
             }
+            Self::PerCpu(buffers) => buffers.drain(now_ns, each),
             Self::Perf(perf) => perf.drain(now_ns, each),
         }
     }
@@ -62,6 +71,7 @@ impl Reader {
     pub(super) const fn held_ns(&self) -> u64 {
         match self {
             Self::Ring(_) => 0,
+            Self::PerCpu(_) => cpu_buffers::SLACK_NS,
             Self::Perf(_) => SLACK_NS,
         }
     }

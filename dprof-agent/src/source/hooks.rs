@@ -53,6 +53,8 @@ impl fmt::Display for Backend {
 /// How events come from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Events {
+    /// A buffer per CPU and a ring for large records, merged by time.
+    PerCpu,
     /// One ring for all CPUs, in order.
     Ring,
     /// A perf buffer per CPU, merged by time.
@@ -60,12 +62,13 @@ pub enum Events {
 }
 
 impl Events {
-    /// Both, the cheaper first.
-    pub const ALL: [Self; 2] = [Self::Ring, Self::Perf];
+    /// All, the cheapest first.
+    pub const ALL: [Self; 3] = [Self::PerCpu, Self::Ring, Self::Perf];
 
     /// Name as printed, and as `--events` takes it.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::PerCpu => "percpu",
             Self::Ring => "ring",
             Self::Perf => "perf",
         }

@@ -13,6 +13,7 @@ use aya::maps::HashMap;
 use aya::programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, RawTracePoint};
 use aya::util::online_cpus;
 use aya::{Ebpf, EbpfLoader};
+use dprof_common::cpu_buffer::blocks_per_cpu;
 use dprof_common::probe_config::{ProbeConfig, filter};
 
 use super::btf::Btf;
@@ -48,6 +49,11 @@ pub(super) fn config(options: &KernelOptions, plan: &Plan, btf: &Btf) -> anyhow:
         has_cookie: plan.has_cookie.into(),
         regs_from_stack: plan.registers_on_stack.unwrap_or(0),
         debug: options.debug.into(),
+        blocks_per_cpu: match plan.events {
+            Events::PerCpu => cpu_blocks(options.ring_bytes, cpus()?),
+            Events::Ring | Events::Perf => 0,
+        },
+        padding: 0,
         tcp_sendmsg: address_of("tcp_sendmsg"),
         tcp_recvmsg: address_of("tcp_recvmsg"),
     })
@@ -112,6 +118,13 @@ pub(super) fn object(config: &ProbeConfig, shape: Shape, types: &aya::Btf) -> an
         .override_global("PROBE_CONFIG", bytemuck::bytes_of(config), true)
         .override_global("AYA_LOG_LEVEL", &log_level, true);
     let object = match shape.events {
+        Events::PerCpu => {
+            loader
+                .map_max_entries("EVENTS", shape.ring_bytes)
+                .map_max_entries("CPU_BUFFERS", cpus()?)
+                .map_max_entries("BLOCKS", cpus()? * config.blocks_per_cpu);
+            OBJECT
+        }
         Events::Ring => {
             loader.map_max_entries("EVENTS", shape.ring_bytes);
             OBJECT
@@ -129,8 +142,14 @@ pub(super) fn object(config: &ProbeConfig, shape: Shape, types: &aya::Btf) -> an
     loader.load(object).context("load the kernel programs")
 }
 
+/// Blocks of each CPU's buffer beside a ring of `ring_bytes`: a quarter of it, shared out. What finds its buffer full
+/// takes the ring.
+pub(super) fn cpu_blocks(ring_bytes: u32, cpus: u32) -> u32 {
+    blocks_per_cpu(ring_bytes / 4, cpus)
+}
+
 /// One more than the highest number of a CPU that runs. One that is put in later gives no payload, which is counted.
-fn cpus() -> anyhow::Result<u32> {
+pub(super) fn cpus() -> anyhow::Result<u32> {
     let online = online_cpus().map_err(|(_, error)| error).context("list the CPUs")?;
     Ok(online.into_iter().max().map_or(1, |last| last + 1))
 }

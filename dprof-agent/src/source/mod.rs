@@ -4,6 +4,7 @@
 //! what user space adds (process descriptions, clock readings, losses), so that a replay gives the same spans.
 
 pub mod btf;
+mod cpu_buffers;
 mod events;
 pub mod floor;
 mod gate;

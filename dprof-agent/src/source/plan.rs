@@ -82,9 +82,17 @@ pub fn judge(backend: Backend, events: Option<Events>, facts: &Facts) -> Result<
     if !facts.members_missing.is_empty() {
         return Err(format!("this kernel has no {}", facts.members_missing.join(", ")));
     }
+    // The programs of the other back ends are for kernels, too, that lack the instruction that buffers need (5.12).
+    let has_cpu_buffers = backend == Backend::TpBtf;
     let events = match (events, &facts.ring_error) {
-        (Some(Events::Ring), Some(error)) => return Err(format!("no ring buffer: {error}")),
+        (Some(Events::PerCpu | Events::Ring), Some(error)) => {
+            return Err(format!("no ring buffer: {error}"));
+        }
+        (Some(Events::PerCpu), None) if !has_cpu_buffers => {
+            return Err("only tp_btf writes a buffer per CPU".into());
+        }
         (Some(events), _) => events,
+        (None, None) if has_cpu_buffers => Events::PerCpu,
         (None, None) => Events::Ring,
         (None, Some(_)) => Events::Perf,
     };
@@ -331,13 +339,18 @@ mod tests {
     }
 
     #[test]
-    fn events_go_through_the_ring_unless_there_is_none_or_perf_is_asked_for() {
+    fn events_go_through_what_is_cheapest_or_what_is_asked_for() {
         let no_ring = Facts { ring_error: Some("no such map".into()), ..newest() };
         let events = |events, facts: &Facts| judge(Backend::TpBtf, events, facts).map(|plan| plan.events);
-        assert_eq!(events(None, &newest()), Ok(Events::Ring));
+        assert_eq!(events(None, &newest()), Ok(Events::PerCpu));
+        assert_eq!(events(Some(Events::Ring), &newest()), Ok(Events::Ring));
         assert_eq!(events(Some(Events::Perf), &newest()), Ok(Events::Perf));
         assert_eq!(events(None, &no_ring), Ok(Events::Perf));
         assert!(events(Some(Events::Ring), &no_ring).is_err());
+        assert!(events(Some(Events::PerCpu), &no_ring).is_err());
+        let by_kprobe = |events| judge(Backend::Kprobe, events, &newest()).map(|plan| plan.events);
+        assert_eq!(by_kprobe(None), Ok(Events::Ring));
+        assert!(by_kprobe(Some(Events::PerCpu)).is_err());
     }
 
     #[test]

@@ -16,8 +16,12 @@ const ETIMEDOUT: u32 = 110;
 
 /// A socket goes from one TCP state to another.
 #[inline(always)]
-pub(crate) fn changed<A: Access>(ctx: &impl EbpfContext, sk: u64, old: u8, new: u8) -> Option<()> {
-    let out = Out::of(ctx);
+pub(crate) fn changed<A: Access>(
+    ctx: &impl EbpfContext,
+    out: Out,
+    sk: u64,
+    [old, new]: [u8; 2],
+) -> Option<()> {
     let sock = TcpSock::<A>::new(sk)?;
     if config!(debug) != 0 {
         aya_log_ebpf::debug!(ctx, "tcp state {} -> {}, port {}", old, new, sock.local_port());

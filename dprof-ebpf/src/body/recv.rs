@@ -7,7 +7,7 @@ use dprof_common::limits::ARRIVALS_MAX;
 
 use crate::access::Access;
 use crate::emit::{self, Out};
-use crate::maps::{SockState, open_gate, state};
+use crate::maps::{SockState, open_gate};
 use crate::payload::{self, InCall};
 use crate::sock::TcpSock;
 use crate::state::{self as sockets, Watched, segment_idx};
@@ -136,12 +136,15 @@ fn take_arrivals(out: Out, state: &mut SockState, copied_seq: u32, event: &mut R
     }
     if n > 1 {
         let filled = payload::bounded(n, ARRIVALS_MAX as u32) as usize * size_of::<Arrival>();
-        // SAFETY: the room is as large as its type; what lies after the first n arrivals does not go out.
+        let time_at = offset_of!(ArrivalsEvent, arrivals) + filled;
+        // SAFETY: the room is larger than its type by the time; what lies after the first n arrivals does not go out.
         unsafe {
             (*record).header =
                 EventHeader { kind: EventKind::Arrivals as u8, flags: 0, payload_len: 0, size: n };
             (*record).sock = event.sock;
-            emit::output(out, record.cast(), (offset_of!(ArrivalsEvent, arrivals) + filled) as u64);
+            // By the time of the read the agent puts it among others: right before that.
+            record.cast::<u8>().add(time_at).cast::<u64>().write(event.read_ns);
+            emit::copied(out, record.cast(), (time_at + size_of::<u64>()) as u64);
         }
     }
     emit::give_back();

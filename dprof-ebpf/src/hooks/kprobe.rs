@@ -65,7 +65,7 @@ fn raw_arrival(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 fn raw_state(ctx: RawTracePointContext) -> i32 {
     let (old, new): (i32, i32) = (ctx.arg(1), ctx.arg(2));
-    conn::changed::<Probed>(&ctx, ctx.arg(0), old as u8, new as u8);
+    conn::changed::<Probed>(&ctx, Out::of(&ctx), ctx.arg(0), [old as u8, new as u8]);
     0
 }
 

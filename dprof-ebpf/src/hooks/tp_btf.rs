@@ -13,7 +13,8 @@ use crate::payload::InCall;
 /// Arguments: `struct sock *sk, int ret, int flags`.
 #[btf_tracepoint(function = "sock_send_length")]
 fn on_send(ctx: BtfTracePointContext) -> i32 {
-    send::ended::<Typed>(Out::of(&ctx), ctx.arg(0), ctx.arg(1), InCall::WHOLE);
+    let result: i32 = ctx.arg(1);
+    send::ended::<Typed>(Out::by_size(&ctx, result), ctx.arg(0), result, InCall::WHOLE);
     0
 }
 
@@ -30,7 +31,8 @@ fn on_send_piece(ctx: BtfTracePointContext) -> i32 {
 /// Arguments: `struct sock *sk, int ret, int flags`.
 #[btf_tracepoint(function = "sock_recv_length")]
 fn on_recv(ctx: BtfTracePointContext) -> i32 {
-    recv::ended::<Typed>(Out::of(&ctx), ctx.arg(0), ctx.arg(1), ctx.arg(2), InCall::WHOLE);
+    let result: i32 = ctx.arg(1);
+    recv::ended::<Typed>(Out::by_size(&ctx, result), ctx.arg(0), result, ctx.arg(2), InCall::WHOLE);
     0
 }
 
@@ -55,7 +57,7 @@ fn on_arrival(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn on_state(ctx: BtfTracePointContext) -> i32 {
     let (old, new): (i32, i32) = (ctx.arg(1), ctx.arg(2));
-    conn::changed::<Typed>(&ctx, ctx.arg(0), old as u8, new as u8);
+    conn::changed::<Typed>(&ctx, Out::of(&ctx), ctx.arg(0), [old as u8, new as u8]);
     0
 }
 

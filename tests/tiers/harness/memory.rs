@@ -14,9 +14,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Memory of a process, kB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Footprint {
-    /// Proportional resident memory: the event ring is in it, mapped.
+    /// Proportional resident memory: the event ring and the buffers of CPUs are in it, mapped.
     pub(crate) pss_kb: u64,
-    /// What the kernel holds for its maps, the event ring left out.
+    /// What the kernel holds for its maps, those that are mapped left out.
     pub(crate) maps_kb: u64,
 }
 
@@ -30,6 +30,9 @@ impl Footprint {
 /// `BPF_MAP_TYPE_RINGBUF`
 const RING: u64 = 27;
 
+/// `BPF_F_MMAPABLE`
+const MMAPABLE: u64 = 1 << 10;
+
 /// Memory of a process now.
 pub(crate) fn footprint(pid: u32) -> Result<Footprint> {
     let path = format!("/proc/{pid}/smaps_rollup");
@@ -42,6 +45,7 @@ pub(crate) fn footprint(pid: u32) -> Result<Footprint> {
         if let (Some(kind), Some(id), Some(bytes)) =
             (number(&info, "map_type:"), number(&info, "map_id:"), number(&info, "memlock:"))
             && kind != RING
+            && flags(&info) & MMAPABLE == 0
         {
             maps.push((id, bytes));
         }
@@ -74,6 +78,12 @@ pub(crate) fn peak_during<T>(pid: u32, load: impl FnOnce() -> Result<T>) -> Resu
         let peak = watch.join().map_err(|_| anyhow!("the thread that looks at memory panicked"))?;
         Ok((result?, peak?))
     })
+}
+
+/// The map's, of its descriptor's lines.
+fn flags(info: &str) -> u64 {
+    let text = info.lines().find_map(|line| line.strip_prefix("map_flags:")?.trim().strip_prefix("0x"));
+    text.and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or(0)
 }
 
 /// The number after `name` at the start of a line.

@@ -28,7 +28,10 @@ fn ways() -> Result<Vec<(String, &'static str)>> {
     };
     let backends: Vec<String> = said.lines().filter_map(usable).collect();
     let first = backends.first().with_context(|| format!("no back end: {said}"))?.clone();
-    Ok(backends.into_iter().map(|name| (name, "ring")).chain([(first, "perf")]).collect())
+    // Buffers of CPUs are for the first back end of the newest kernels.
+    let percpu = (first == "tp_btf").then(|| (first.clone(), "percpu"));
+    let ring = backends.into_iter().map(|name| (name, "ring"));
+    Ok(percpu.into_iter().chain(ring).chain([(first, "perf")]).collect())
 }
 
 /// What does not depend on when and by which agent a half was seen.

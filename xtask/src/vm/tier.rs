@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 /// Ways of capturing that are tried: back end, and how events come.
 pub(crate) const WAYS: [(&str, &str); 4] =
-    [("tp_btf", "ring"), ("fentry", "ring"), ("kprobe", "ring"), ("fentry", "perf")];
+    [("tp_btf", "percpu"), ("fentry", "ring"), ("kprobe", "ring"), ("fentry", "perf")];
 
 /// Once per boot: agents of all ways at the same time.
 const TEST_ALL: &str = "live::same::";
